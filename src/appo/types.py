@@ -1,0 +1,93 @@
+"""The nouns of the project, in the order data flows through it.
+
+Shape suffixes: G responses of one group, N response tokens (padded), F frames as the language model sees them,
+H hidden size, L length of one row's input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoQA:
+    """One question about one video (and, for some datasets, an image beside it).
+
+    Attributes:
+        id: unique within its dataset.
+        video: path of the video file; empty when the sample has an image only.
+        question: the text asked, options not included.
+        answer: the gold answer: a letter for multiple choice, else the words or number itself.
+        kind: what sort of answer is scored, e.g. ``"word"`` or ``"letter"``.
+        options: the choices, each as shown to the model; empty for open questions.
+        image: path of an image shown beside the video, or empty.
+        spans: (start, end) seconds in which the answer can be seen. Used in evaluation only, never in training.
+        metadata: whatever else the dataset says (level, task type, ...).
+    """
+
+    id: str
+    video: str
+    question: str
+    answer: str
+    kind: str = "word"
+    options: tuple[str, ...] = ()
+    image: str = ""
+    spans: tuple[tuple[float, float], ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrameSpans:
+    """Which input positions of one row are which video frame.
+
+    Attributes:
+        frame_L: int64 (L,), the frame index of each input position, -1 where it is no video token. Frames of
+            several videos are numbered one after the other.
+        frames_per_video: number of frames (temporal patches) of each video, in order of appearance.
+    """
+
+    frame_L: Tensor
+    frames_per_video: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        """F: frames of all videos of the row."""
+        return sum(self.frames_per_video)
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """What one forward pass over a group says about its responses.
+
+    Attributes:
+        log_probs_GN: float32 (G, N), log-probability of each response token at the sampling temperature; 0 where
+            padded. Carries gradients unless the caller disables them.
+        mask_GN: bool (G, N), True on real response tokens.
+        hidden_GNH: (G, N, H), final hidden state that emits each token; never carries gradients.
+        frame_attention_GNF: float32 (G, N, F) or None when nothing was captured; never carries gradients.
+    """
+
+    log_probs_GN: Tensor
+    mask_GN: Tensor
+    hidden_GNH: Tensor
+    frame_attention_GNF: Tensor | None
+
+
+@dataclass(frozen=True)
+class PerceptionWeights:
+    """The method's result for one group (method.md, steps 2-8).
+
+    Attributes:
+        weights_GN: float32 (G, N) in [1, max_weight]; 1 where nothing applies or padded.
+        crucial_F: bool (F,), frames the chosen responses looked at (step 4).
+        scores_GF: float32 (G, F), how much each response looked at each frame (step 2).
+        chosen_GN: bool (G, N), intra-group perception tokens (step 5).
+    """
+
+    weights_GN: Tensor
+    crucial_F: Tensor
+    scores_GF: Tensor
+    chosen_GN: Tensor
