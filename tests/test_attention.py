@@ -150,7 +150,7 @@ def test_logits_and_gradients_with_capture_equal_those_without_bit_for_bit():
 
 def test_leaving_the_context_leaves_no_trace():
     model = tiny_model()
-    rows, frame_BL, query_BN = left_padded_batch()
+    _, frame_BL, query_BN = left_padded_batch()
     before = {k: v for k, v in vars(model.config.get_text_config()).items() if k != "_commit_hash"}
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     with (
@@ -205,9 +205,7 @@ def test_every_mask_form_of_transformers_means_the_same():
     assert torch.equal(_visible_keys(causal, query_BC, L), expected)
     assert torch.equal(_visible_keys(additive, query_BC, L), expected)
     padded = causal & torch.tensor([False, True, True, True, True])
-    assert torch.equal(
-        _visible_keys(torch.tensor([[0, 1, 1, 1, 1]]), query_BC, L), _visible_keys(padded, query_BC, L)
-    )
+    assert torch.equal(_visible_keys(torch.tensor([[0, 1, 1, 1, 1]]), query_BC, L), _visible_keys(padded, query_BC, L))
 
 
 @settings(max_examples=25, deadline=None)
@@ -230,9 +228,7 @@ def test_scores_equal_one_row_at_a_time(shape, lengths, temperature, seed):
             expected = (logits.double() / temperature).log_softmax(-1)
             j = torch.arange(len(response))
             chosen = expected[j, response]
-            torch.testing.assert_close(
-                scores.log_probs_GN[i, : len(response)].double(), chosen, rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(scores.log_probs_GN[i, : len(response)].double(), chosen, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(at(torch.full_like(j, i), j).double(), expected, rtol=1e-5, atol=1e-5)
             assert (scores.log_probs_GN[i, len(response) :] == 0).all()
             assert (scores.frame_attention_GNF[i, len(response) :] == 0).all()
@@ -247,9 +243,7 @@ def test_log_prob_gradients_equal_those_of_the_full_logits():
     model.zero_grad()
     rows, mask = group_rows(prompt, responses)
     P = prompt["input_ids"].shape[1]
-    log_probs = (
-        model(**rows).logits[:, P - 1 : -1].log_softmax(-1).gather(-1, rows["input_ids"][:, P:, None])[..., 0]
-    )
+    log_probs = model(**rows).logits[:, P - 1 : -1].log_softmax(-1).gather(-1, rows["input_ids"][:, P:, None])[..., 0]
     log_probs[mask].sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-4, atol=1e-6)

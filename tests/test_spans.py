@@ -14,9 +14,7 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 
 
 def spans_of(prompt):
-    return frame_spans(
-        prompt["input_ids"][0], prompt.get("video_grid_thw"), video_token_id=VIDEO, merge_size=2
-    )
+    return frame_spans(prompt["input_ids"][0], prompt.get("video_grid_thw"), video_token_id=VIDEO, merge_size=2)
 
 
 def test_hand_worked_two_videos_of_different_sizes():

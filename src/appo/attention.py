@@ -89,9 +89,7 @@ def capture_frame_attention(
     text_config = model.config.get_text_config()
     depth = text_config.num_hidden_layers
     if not 1 <= layers <= depth:
-        raise ValueError(
-            f"attention layers must be between 1 and the model's {depth} decoder layers, got {layers}"
-        )
+        raise ValueError(f"attention layers must be between 1 and the model's {depth} decoder layers, got {layers}")
     capture = FrameCapture(
         query_BN=query_BN,
         pool_BLF=frame_pool(frame_BL, frames),
@@ -113,11 +111,7 @@ def _register_capturing(base: str) -> str:
 
     Without the mask registered beside it, transformers silently passes no mask at all.
     """
-    if (
-        base not in ALL_ATTENTION_FUNCTIONS.valid_keys()
-        or base not in ALL_MASK_ATTENTION_FUNCTIONS
-        or "flex" in base
-    ):
+    if base not in ALL_ATTENTION_FUNCTIONS.valid_keys() or base not in ALL_MASK_ATTENTION_FUNCTIONS or "flex" in base:
         raise ValueError(
             f'frame attention cannot be captured on the attention implementation "{base}": '
             'load the model with attn_implementation="sdpa" (or "flash_attention_2")'
@@ -144,11 +138,7 @@ def _capturing(kernel: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         layer = module.layer_idx
-        if (
-            frame_capture is not None
-            and layer in frame_capture.layers
-            and layer not in frame_capture.captured
-        ):
+        if frame_capture is not None and layer in frame_capture.layers and layer not in frame_capture.captured:
             with torch.no_grad():
                 frame_capture.captured[layer] = _frame_attention(  # type: ignore[index]
                     query_BALD,
@@ -157,9 +147,7 @@ def _capturing(kernel: Callable[..., Any]) -> Callable[..., Any]:
                     scaling or query_BALD.shape[-1] ** -0.5,
                     frame_capture,
                 )
-        return kernel(
-            module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, scaling=scaling, **kwargs
-        )
+        return kernel(module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, scaling=scaling, **kwargs)
 
     return attention
 

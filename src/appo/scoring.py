@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from appo.attention import capture_frame_attention, full_precision
 from appo.spans import frame_spans
@@ -59,11 +58,9 @@ def score_group(
         NotImplementedError: ``shared_prefix=True``.
     """
     if shared_prefix:
-        raise NotImplementedError(
-            "packing a group behind one prompt is not built yet: pass shared_prefix=False"
-        )
+        raise NotImplementedError("packing a group behind one prompt is not built yet: pass shared_prefix=False")
     _check_group(prompt, responses, temperature)
-    base: PreTrainedModel = unwrap(model)
+    base = unwrap(model)
     device = next(base.parameters()).device
     prompt = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
     rows, mask_GN = group_rows(prompt, responses)
@@ -71,9 +68,7 @@ def score_group(
     N = mask_GN.shape[1]
     query_GN = (P - 1 + torch.arange(N, device=device)).expand(len(responses), -1)
     capture_context = (
-        _capture(base, prompt, rows["input_ids"], query_GN, capture_layers)
-        if capture_layers
-        else nullcontext()
+        _capture(base, prompt, rows["input_ids"], query_GN, capture_layers) if capture_layers else nullcontext()
     )
     with capture_context as capture:
         extra = {} if capture is None else {"frame_capture": capture}
@@ -95,7 +90,7 @@ def log_probs_at(
 
     What :func:`appo.perception.token_weights` takes, so that no (G, N, V) tensor need exist.
     """
-    head: nn.Module = unwrap(model).get_output_embeddings()
+    head = unwrap(model).get_output_embeddings()
 
     def at(i_n: Tensor, j_n: Tensor) -> Tensor:
         with torch.no_grad():
@@ -134,9 +129,7 @@ def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[
     }
     if "mm_token_type_ids" in prompt:
         types_1P = prompt["mm_token_type_ids"]
-        rows["mm_token_type_ids"] = torch.cat(
-            [types_1P.expand(G, P), types_1P.new_zeros(G, ids_GN.shape[1])], dim=1
-        )
+        rows["mm_token_type_ids"] = torch.cat([types_1P.expand(G, P), types_1P.new_zeros(G, ids_GN.shape[1])], dim=1)
     return rows, mask_GN
 
 
@@ -151,18 +144,14 @@ def repeat_vision(prompt: Mapping[str, Any], copies: int) -> dict[str, Tensor]:
 
 def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], temperature: float) -> None:
     if prompt["input_ids"].ndim != 2 or prompt["input_ids"].shape[0] != 1:
-        raise ValueError(
-            f"a group has one prompt: input_ids must be (1, P), got {tuple(prompt['input_ids'].shape)}"
-        )
+        raise ValueError(f"a group has one prompt: input_ids must be (1, P), got {tuple(prompt['input_ids'].shape)}")
     if not responses or any(r.ndim != 1 or len(r) == 0 for r in responses):
         raise ValueError("responses must be a non-empty list of 1-D tensors of at least one token each")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _capture(
-    base: PreTrainedModel, prompt: Mapping[str, Any], ids_GL: Tensor, query_GN: Tensor, layers: int
-) -> Any:
+def _capture(base: PreTrainedModel, prompt: Mapping[str, Any], ids_GL: Tensor, query_GN: Tensor, layers: int) -> Any:
     """The capture context for rows that all start with the same prompt."""
     spans = frame_spans(
         prompt["input_ids"][0],
@@ -175,15 +164,17 @@ def _capture(
     return capture_frame_attention(base, frame_GL, query_GN, frames=spans.frames, layers=layers)
 
 
-def _token_log_probs(base: PreTrainedModel, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> Tensor:
+def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> Tensor:
     """float32 (G, N) log-probabilities of the given tokens; logits exist for LOGIT_ROWS tokens at a time."""
-    head: nn.Module = base.get_output_embeddings()
+    head = base.get_output_embeddings()
 
     def tile(hidden_nH: Tensor, ids_n: Tensor) -> Tensor:
         logits_nV = full_precision(head(hidden_nH)) / temperature
         return -nn.functional.cross_entropy(logits_nV, ids_n, reduction="none")
 
-    pairs = zip(hidden_GNH.flatten(0, 1).split(LOGIT_ROWS), ids_GN.flatten().split(LOGIT_ROWS), strict=True)
+    pairs = zip(
+        torch.split(hidden_GNH.flatten(0, 1), LOGIT_ROWS), torch.split(ids_GN.flatten(), LOGIT_ROWS), strict=True
+    )
     if torch.is_grad_enabled():
         # Recomputed in the backward pass, else autograd would keep every tile's logits.
         tiles = [checkpoint(tile, hidden, ids, use_reentrant=False) for hidden, ids in pairs]

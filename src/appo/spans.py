@@ -5,6 +5,8 @@ Shape suffixes: B rows, L input positions, F frames as the language model sees t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,7 @@ def frame_spans(
 
 def _frame_of_each_token(frames_per_video: tuple[int, ...], tokens_per_frame: list[int]) -> Tensor:
     """(video tokens,) int64: 0 0 .. 1 1 .. over all videos, each with its own number of tokens a frame."""
-    counts = [
-        tokens
-        for frames, tokens in zip(frames_per_video, tokens_per_frame, strict=True)
-        for _ in range(frames)
-    ]
+    counts = [tokens for frames, tokens in zip(frames_per_video, tokens_per_frame, strict=True) for _ in range(frames)]
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
 
 
@@ -87,7 +85,7 @@ def check_time_advances(position_ids_3L: Tensor, spans: FrameSpans) -> None:
     start = 0
     for video, frames in enumerate(spans.frames_per_video):
         times = time_F[start : start + frames]
-        if any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError(
                 f"video {video} of the prompt has temporal positions {times}, which do not grow from frame to frame: "
                 "pass the video's true fps as video_metadata, or sample fewer frames a second"
