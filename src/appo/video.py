@@ -163,9 +163,7 @@ def read_video(path: str | os.PathLike[str], video_processor: Any, sampling: Fra
     clock = _read_clock(file)
     frame_indices = _choose_frames(file, video_processor, clock, sampling)
     frames_THWC, timestamps_T = _decode(file, frame_indices, clock)
-    return SampledVideo(
-        os.fspath(path), frames_THWC, timestamps_T, clock.fps, clock.total_frames, frame_indices
-    )
+    return SampledVideo(os.fspath(path), frames_THWC, timestamps_T, clock.fps, clock.total_frames, frame_indices)
 
 
 def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tuple[float, ...]:
@@ -224,9 +222,7 @@ def _read_clock(file: str) -> _Clock:
         return _clock_of(file, stream, times, last_duration)
 
 
-def _check_complete(
-    file: str, container: Any, stream: Any, packets: int, times: Sequence[int | None]
-) -> None:
+def _check_complete(file: str, container: Any, stream: Any, packets: int, times: Sequence[int | None]) -> None:
     """Refuse a file that ends early between two packets, by an MP4's index or a Matroska's track length."""
     # Older PyAV has no index_entries; a cut inside a packet is found without them.
     promised = len(getattr(stream, "index_entries", ()))
@@ -252,19 +248,16 @@ def _clock_of(file: str, stream: Any, times: Sequence[int | None], last_duration
             raise ZeroDurationError(file, "has neither frame times nor a frame rate", _REENCODE)
         return _Clock(len(times), stated, start=0)
     if shown[0] == shown[-1]:
-        raise ZeroDurationError(
-            file, f"lasts 0 seconds: all {len(shown)} frames have the same time", _REENCODE
-        )
-    last_duration = last_duration or round(statistics.median(b - a for a, b in pairwise(shown)))
+        raise ZeroDurationError(file, f"lasts 0 seconds: all {len(shown)} frames have the same time", _REENCODE)
+    # The last frame has no successor: it lasts as stated, which may be nothing, or as long as the others.
+    last_duration = max(last_duration, round(statistics.median(b - a for a, b in pairwise(shown))))
     seconds = float((shown[-1] - shown[0] + last_duration) * stream.time_base)
     # Half a frame of slack: containers round times, Matroska to milliseconds.
     agrees = stated and abs(len(shown) / stated - seconds) <= max(0.5 / stated, RATE_TOLERANCE * seconds)
     return _Clock(len(shown), stated if agrees else len(shown) / seconds, start=shown[0])
 
 
-def _choose_frames(
-    file: str, video_processor: Any, clock: _Clock, sampling: FrameSampling
-) -> tuple[int, ...]:
+def _choose_frames(file: str, video_processor: Any, clock: _Clock, sampling: FrameSampling) -> tuple[int, ...]:
     """Ask the processor's own rule which frames to take, ascending."""
     from transformers.video_utils import VideoMetadata
 
@@ -333,9 +326,7 @@ def _open(file: str) -> Iterator[tuple[Any, Any]]:
         with av.open(file, metadata_errors="ignore") as container:
             streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
             if not streams:
-                raise NoVideoStreamError(
-                    file, "has no video stream", "use a file with pictures, not sound only"
-                )
+                raise NoVideoStreamError(file, "has no video stream", "use a file with pictures, not sound only")
             if streams[0].codec_context is None:
                 raise _corrupt(file, "is encoded with a codec that this FFmpeg cannot decode")
             yield container, streams[0]
