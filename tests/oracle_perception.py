@@ -103,9 +103,7 @@ def reference(
 
     received: dict[tuple[int, int], list[float]] = {}
     for f in out.crucial:
-        tokens = [
-            sorted(highest({j: float(attn[i][j][f]) for j in valid[i]}, frame_tokens)) for i in range(G)
-        ]
+        tokens = [sorted(highest({j: float(attn[i][j][f]) for j in valid[i]}, frame_tokens)) for i in range(G)]
         values = []
         for k in range(max(len(t) for t in tokens)):
             rows = [log_probs[i][tokens[i][k]] for i in range(G) if k < len(tokens[i])]
@@ -117,9 +115,7 @@ def reference(
         out.tokens[f], out.divergence[f], out.level[f] = tokens, values, level
 
     for i in range(G):
-        means = [
-            math.fsum(received.get((i, j), [])) / max(len(received.get((i, j), [])), 1) for j in range(N)
-        ]
+        means = [math.fsum(received.get((i, j), [])) / max(len(received.get((i, j), [])), 1) for j in range(N)]
         out.weights.append([1 + (max_weight - 1) * mean for mean in means])
         out.chosen.append([(i, j) in received for j in range(N)])
     return out

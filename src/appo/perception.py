@@ -98,10 +98,13 @@ def response_frame_scores(attn_GNF: Tensor, mask_GN: Tensor, score_tokens: int =
     """
     attn_GNF = _only_valid(attn_GNF, mask_GN)
     length_G = mask_GN.sum(dim=1)
-    # Ties cannot matter here: equal values have the same mean whichever of them topk takes.
+    # topk may take any of equal values: their sum is the same.
     best_GKF = attn_GNF.topk(min(score_tokens, attn_GNF.shape[1]), dim=1).values
     is_taken_GK = torch.arange(best_GKF.shape[1], device=length_G.device) < length_G[:, None]
-    total_GF = best_GKF.masked_fill(~is_taken_GK[..., None], 0.0).sum(dim=1)
+    # Added one by one, best first: how sum() rounds depends on the shape, which could part frames that are tied.
+    total_GF = attn_GNF.new_zeros(attn_GNF.shape[0], attn_GNF.shape[2])
+    for best_GF in best_GKF.masked_fill(~is_taken_GK[..., None], 0.0).unbind(dim=1):
+        total_GF = total_GF + best_GF
     return total_GF / length_G.clamp(min=1, max=score_tokens)[:, None]
 
 
@@ -117,9 +120,7 @@ def looked_at_frames(scores_GF: Tensor, mask_GN: Tensor, top_frames: int = 3) ->
     return looked_at_GF & mask_GN.any(dim=1, keepdim=True)
 
 
-def crucial_frames(
-    looked_at_GF: Tensor, rewards_G: Tensor, threshold: float = 0.5, strategy: str = "soft"
-) -> Tensor:
+def crucial_frames(looked_at_GF: Tensor, rewards_G: Tensor, threshold: float = 0.5, strategy: str = "soft") -> Tensor:
     """Frames worth comparing (step 4): what winners looked at, only winners did, or anyone did.
 
     Returns:
@@ -301,9 +302,7 @@ def _fetch(log_probs_GNV: Tensor | LogProbs, tokens_RG: Tensor) -> Tensor:
     return _at_least_float32(rows_UV)[index_RG]
 
 
-def _check_settings(
-    threshold: float, score_tokens: int, top_frames: int, frame_tokens: int, max_weight: float
-) -> None:
+def _check_settings(threshold: float, score_tokens: int, top_frames: int, frame_tokens: int, max_weight: float) -> None:
     """Raise ValueError, naming the argument, unless every number makes sense."""
     counts = {"score_tokens": score_tokens, "top_frames": top_frames, "frame_tokens": frame_tokens}
     for name, value in counts.items():
@@ -315,9 +314,7 @@ def _check_settings(
         raise ValueError(f"max_weight must be finite and at least 1, not {max_weight!r}")
 
 
-def _check_tensors(
-    attn_GNF: Tensor, mask_GN: Tensor, rewards_G: Tensor, log_probs_GNV: Tensor | LogProbs
-) -> None:
+def _check_tensors(attn_GNF: Tensor, mask_GN: Tensor, rewards_G: Tensor, log_probs_GNV: Tensor | LogProbs) -> None:
     """Raise ValueError, naming the argument, unless the tensors describe one group."""
     if attn_GNF.ndim != 3 or len(attn_GNF) == 0 or not attn_GNF.is_floating_point():
         raise ValueError(f"attn_GNF must be floating (G, N, F), G >= 1, not {_described(attn_GNF)}")
