@@ -1,0 +1,348 @@
+"""The run folder: what a run was, what it measured and what its policy said; all plain text, all append-only.
+
+    config.json      settings, versions, commit, command line, start: enough to run it again
+    metrics.jsonl    one JSON object a logging step
+    rollouts.jsonl   one JSON object a group: see `RolloutRecord`
+    frames/          pictures that reports show
+
+A run may be killed at any moment, so every line is written at once, a torn last line is tolerated, and anything else
+that is not as written raises `RecordError` naming file and line. N response tokens, F frames as the model sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
+ROLLOUT_DIGITS = 6  # significant digits of the numbers in rollouts.jsonl («ours»: a third of the size)
+PACKAGES = ("appo", "torch", "transformers", "trl", "accelerate", "av")
+
+
+class RecordError(ValueError):
+    """A run folder cannot be written or read. One line that names the path, what is wrong and the fix."""
+
+
+class TornLineWarning(UserWarning):
+    """The last line of a file was left unfinished, as by a killed run; it was skipped."""
+
+
+@dataclass(frozen=True)
+class ResponseRecord:
+    """One response of a group.
+
+    Attributes:
+        text: the whole response.
+        tokens: (N,) its tokens as text.
+        weights: (N,) the token weights of the method's step 8.
+        chosen: (N,) which tokens are perception tokens (step 5).
+        frame_attention: (N, F) attention of each token to each frame (step 1); empty if not captured.
+        rewards: reward by the name of its function; NaN where it did not apply.
+        advantage: of the response, before the weights.
+    """
+
+    text: str
+    tokens: list[str]
+    weights: list[float]
+    chosen: list[bool]
+    frame_attention: list[list[float]]
+    rewards: dict[str, float]
+    advantage: float
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.tokens), len(self.weights), len(self.chosen)}
+        lengths |= {len(self.frame_attention)} if len(self.frame_attention) else set()
+        if len(lengths) > 1:
+            raise ValueError(f"tokens, weights, chosen and frame_attention differ in length: {sorted(lengths)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, rounded; what is not finite becomes null."""
+        return dict(_plain(self, ROLLOUT_DIGITS))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ResponseRecord:
+        """Inverse of `to_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
+        return cls(
+            text=_get(data, "text", str),
+            tokens=_get(data, "tokens", list, each=str),
+            weights=[_number(value) for value in _get(data, "weights", list)],
+            chosen=_get(data, "chosen", list, each=bool),
+            frame_attention=[
+                [_number(value) for value in row] for row in _get(data, "frame_attention", list, each=list)
+            ],
+            rewards={name: _number(value) for name, value in _get(data, "rewards", dict).items()},
+            advantage=_number(data["advantage"]),
+        )
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One group: a question and all responses to it.
+
+    Attributes:
+        step: optimizer step the group was sampled for.
+        id: of the question, unique within its dataset.
+        video: path of the video.
+        question: as asked.
+        answer: the gold answer.
+        kind: how answers are scored.
+        timestamps: (F,) seconds of each frame as the language model sees it.
+        crucial_frames: indices of the crucial frames (step 4).
+        responses: the G responses.
+        event_frames: indices of the frames that show the answer, where the dataset knows them.
+    """
+
+    step: int
+    id: str
+    video: str
+    question: str
+    answer: str
+    kind: str
+    timestamps: list[float]
+    crucial_frames: list[int]
+    responses: list[ResponseRecord]
+    event_frames: list[int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, rounded; what is not finite becomes null."""
+        return dict(_plain(self, ROLLOUT_DIGITS))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RolloutRecord:
+        """Inverse of `to_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
+        try:
+            event_frames = data.get("event_frames")
+            return cls(
+                step=_get(data, "step", int),
+                **{name: _get(data, name, str) for name in ("id", "video", "question", "answer", "kind")},
+                timestamps=[_number(value) for value in _get(data, "timestamps", list)],
+                crucial_frames=_get(data, "crucial_frames", list, each=int),
+                responses=[ResponseRecord.from_json(one) for one in _get(data, "responses", list, each=dict)],
+                event_frames=None if event_frames is None else _get(data, "event_frames", list, each=int),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a field is missing or of the wrong type: {error}") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; get one by `RunFolder.create` or `RunFolder.open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunFolder:
+        """Start a run in a new or empty folder and write down what it is.
+
+        Raises:
+            RecordError: the folder holds something already, or cannot be written.
+        """
+        folder = cls(Path(path))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()):
+                fix = "choose another one, or move or delete this one"
+                raise RecordError(f"{folder.path}: the run folder is not empty; {fix}")
+            text = json.dumps(_plain(describe_run(config)), indent=2, allow_nan=False) + "\n"
+            (folder.path / CONFIG).write_text(text, encoding="utf-8")
+            folder.frames.mkdir()
+        except OSError as error:
+            raise _unwritable(folder.path, error) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """A run that `create` started. Raises RecordError if its config.json is missing or damaged."""
+        folder = cls(Path(path))
+        folder.describe()
+        return folder
+
+    @property
+    def frames(self) -> Path:
+        """The folder of pictures."""
+        return self.path / FRAMES
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings given to `create`."""
+        return dict(self.describe()["config"])
+
+    def describe(self) -> dict[str, Any]:
+        """All of config.json: ``config, versions, git_commit, argv, started, platform``."""
+        file = self.path / CONFIG
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(data["config"], dict):
+                raise ValueError("no settings")
+        except OSError as error:
+            problem = f"no run folder ({CONFIG}: {_reason(error)})"
+            raise RecordError(f"{self.path}: {problem}; give the folder that a run wrote") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RecordError(f"{file}: damaged ({error}); restore it from a copy") from error
+        return dict(data)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write one line of metrics.jsonl; what is not finite becomes null. Raises RecordError."""
+        _append_line(self.path / METRICS, _plain(metrics))
+
+    def append_rollout(self, record: RolloutRecord) -> None:
+        """Write one line of rollouts.jsonl. Raises RecordError."""
+        _append_line(self.path / ROLLOUTS, record.to_json())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, [] before the first. A torn last line is a `TornLineWarning`."""
+        return [data for _, data in _read_lines(self.path / METRICS)]
+
+    def read_rollouts(self) -> Iterator[RolloutRecord]:
+        """The groups of rollouts.jsonl one by one. A torn last line is a `TornLineWarning`."""
+        file = self.path / ROLLOUTS
+        for number, data in _read_lines(file):
+            try:
+                record = RolloutRecord.from_json(data)
+            except ValueError as error:
+                raise _damaged(file, number, str(error)) from error
+            yield record
+
+
+def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and what else decides a run's result."""
+    return {
+        "config": config,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+        "argv": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit checked out in the current directory, None outside of git."""
+    try:
+        return subprocess.check_output(
+            ["git", "rev-parse", "--verify", "HEAD"], stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _plain(value: Any, digits: int = 0) -> Any:
+    """The value as JSON can hold it: arrays as lists, not finite as None, unknown as its text; floats rounded."""
+    if isinstance(value, Enum):
+        return _plain(value.value, digits)
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        rounded = float(f"{value:.{digits}g}") if digits else float(value)
+        return rounded if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, digits) for key, item in value.items()}
+    if isinstance(value, Sequence | Set) and not isinstance(value, bytes):
+        return [_plain(item, digits) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name), digits) for field in fields(value)}
+    if callable(to_list := getattr(value, "tolist", None)):  # numpy and torch, without importing either
+        return _plain(to_list(), digits)
+    return str(value)
+
+
+def _get(data: Mapping[str, Any], name: str, kind: type[Any], *, each: type | None = None) -> Any:
+    """A field of exactly this type, and its elements of exactly that one. Raises ValueError."""
+    value: Any = data[name]
+    if type(value) is not kind or (each and not all(type(item) is each for item in value)):
+        raise ValueError(f"`{name}` is no {kind.__name__}{f' of {each.__name__}' if each else ''}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise ValueError(f"{value!r:.40} is no number")
+    return math.nan if value is None else float(value)
+
+
+def _append_line(file: Path, data: Any) -> None:
+    """Add one JSON line and hand it to the operating system at once."""
+    line = json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
+    try:
+        _mend_end(file)
+        with file.open("ab") as handle:
+            handle.write(line.encode("ascii"))
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _mend_end(file: Path) -> None:
+    """Let a file end with a whole line, else the next one would be glued to what a killed run left."""
+    if not file.exists() or not file.stat().st_size:
+        return
+    with file.open("r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        if handle.read() == b"\n":
+            return
+        handle.seek(0)
+        content = handle.read()
+        start = content.rfind(b"\n") + 1
+        if _parse(content[start:]) is not None:
+            handle.write(b"\n")
+            return
+        handle.truncate(start)
+    warnings.warn(f"{file}: the torn last line was removed", TornLineWarning, stacklevel=4)
+
+
+def _read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line; blank lines are skipped, and so is a torn last line."""
+    try:
+        if not file.exists():
+            return
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                data = _parse(line)
+                if data is not None:
+                    yield number, data
+                elif line.strip():
+                    if any(rest.strip() for rest in handle):
+                        raise _damaged(file, number, "no JSON object")
+                    message = f"{file}, line {number}: the last line is torn and was skipped"
+                    warnings.warn(message, TornLineWarning, stacklevel=3)
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read ({_reason(error)}); check the path and its rights") from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line, or None."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _damaged(file: Path, number: int, problem: str) -> RecordError:
+    return RecordError(f"{file}, line {number}: damaged ({problem}); delete this line or restore the file")
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path}: cannot be written ({_reason(error)}); check its rights and the free space")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
