@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from appo import perception
-from appo.perception import kl_to_mean, perception_tokens, rank_divergence, token_weights
+from appo.perception import kl_to_mean, minmax, perception_tokens, rank_divergence, token_weights
 from appo.types import PerceptionWeights
 from oracle_perception import Reference, reference
 
@@ -60,7 +60,7 @@ def random_log_probs(rng: np.random.Generator, shape: tuple[int, ...], zeros: bo
     logits = rng.normal(size=shape) * rng.choice([0.1, 1.0, 5.0], size=(*shape[:-1], 1))
     if zeros:
         impossible = rng.random(shape) < 0.4
-        impossible[..., 0] &= impossible[..., 1:].all(axis=-1) ^ True  # never all of them
+        impossible[..., 0] &= ~impossible[..., 1:].all(axis=-1)  # never all of them
         logits[impossible] = -np.inf
     top = logits.max(axis=-1, keepdims=True)
     return logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
@@ -98,6 +98,20 @@ def random_case(rng: np.random.Generator, kind: str = "plain", vocabulary: int |
     )
 
 
+def long_case(frame_tokens: int) -> Case:
+    rng = np.random.default_rng(7)
+    mask = np.arange(100) < rng.integers(30, 101, size=8)[:, None]
+    log_probs = random_log_probs(rng, (8, 100, 11), zeros=True)
+    log_probs[~mask] = np.nan
+    return Case(
+        attn_GNF=torch.tensor(rng.random((8, 100, 6)), dtype=torch.float32),
+        mask_GN=torch.tensor(mask),
+        rewards_G=torch.tensor([1.0, 0.0] * 4),
+        log_probs_GNV=torch.tensor(log_probs),
+        settings=Settings(frame_tokens=frame_tokens),
+    )
+
+
 KINDS = ("plain", "ties", "zeros", "same", "all high", "all low", "empty", "holes")
 seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(KINDS)
@@ -132,10 +146,14 @@ def test_agrees_with_the_reference_on_random_groups(kind: str) -> None:
 @pytest.mark.parametrize(("vocabulary", "kind"), [(1_000, "plain"), (1_000, "zeros"), (50_000, "plain")])
 def test_agrees_with_the_reference_on_large_vocabularies(vocabulary: int, kind: str) -> None:
     rng = np.random.default_rng(vocabulary)
-    for divergence in ("kl", "k3"):
+    few = {"strategy": "all", "top_frames": 1, "frame_tokens": 2, "max_weight": 1.7}
+    largest = []
+    for divergence in ("kl", "k3", "kl"):
         case = random_case(rng, kind, vocabulary)
-        few = {"strategy": "all", "top_frames": 1, "frame_tokens": 2, "divergence": divergence, "max_weight": 1.7}
-        assert_agrees(replace(case, settings=replace(case.settings, **few)))
+        case = replace(case, settings=replace(case.settings, **few, divergence=divergence))
+        assert_agrees(case)
+        largest.append(case.weigh().weights_GN.max().item())
+    assert max(largest) == pytest.approx(1.7)  # not three groups of one response
 
 
 def test_float32_log_probabilities_lose_no_more_than_round_off() -> None:
@@ -153,11 +171,19 @@ def test_float32_log_probabilities_lose_no_more_than_round_off() -> None:
 
 
 def test_half_precision_inputs_are_widened_not_computed_in() -> None:
-    case = random_case(np.random.default_rng(5), "plain", vocabulary=50)
+    case = long_case(frame_tokens=40)
     halved = replace(case, attn_GNF=case.attn_GNF.bfloat16(), log_probs_GNV=case.log_probs_GNV.bfloat16())
     widened = replace(halved, attn_GNF=halved.attn_GNF.float(), log_probs_GNV=halved.log_probs_GNV.float())
+    assert halved.weigh().weights_GN.unique().numel() > 10
     assert torch.equal(halved.weigh().weights_GN, widened.weigh().weights_GN)
-    assert halved.weigh().scores_GF.dtype == halved.weigh().weights_GN.dtype == torch.float32
+    assert torch.equal(halved.weigh().scores_GF, widened.weigh().scores_GF)
+
+
+def test_minmax_runs_over_the_ranks_that_exist_and_leaves_the_others_zero() -> None:
+    divergence_CK = torch.tensor([[0.2, 0.6, 0.4, 9.0], [0.3, 0.3, 0.3, 0.0], [0.5, 0.5 + 1e-7, 0.5, 0.5]])
+    exists_CK = torch.tensor([[True, True, True, False], [True, True, True, False], [True] * 4])
+    expected = torch.tensor([[0.0, 1.0, 0.5, 0.0], [0.0] * 4, [0.0] * 4])
+    torch.testing.assert_close(minmax(divergence_CK, exists_CK), expected)
 
 
 # --- properties ------------------------------------------------------------------------------------------------
@@ -302,20 +328,6 @@ class Asked:
         assert i_n.dtype == j_n.dtype == torch.int64
         self.calls.append(list(zip(i_n.tolist(), j_n.tolist(), strict=True)))
         return self.log_probs_GNV[i_n, j_n]
-
-
-def long_case(frame_tokens: int) -> Case:
-    rng = np.random.default_rng(7)
-    mask = np.arange(100) < rng.integers(30, 101, size=8)[:, None]
-    log_probs = random_log_probs(rng, (8, 100, 11), zeros=True)
-    log_probs[~mask] = np.nan
-    return Case(
-        attn_GNF=torch.tensor(rng.random((8, 100, 6)), dtype=torch.float32),
-        mask_GN=torch.tensor(mask),
-        rewards_G=torch.tensor([1.0, 0.0] * 4),
-        log_probs_GNV=torch.tensor(log_probs),
-        settings=Settings(frame_tokens=frame_tokens),
-    )
 
 
 @settings(max_examples=100, deadline=None)
