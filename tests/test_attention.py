@@ -50,9 +50,10 @@ def assert_same_attention(actual, expected):
         assert float(((actual.double() - expected).abs() / scale).max()) < 1e-5
 
 
+video_sizes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3))
 prompt_shapes = st.builds(
     PromptShape,
-    videos=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3)), min_size=1, max_size=2).map(tuple),
+    videos=st.lists(video_sizes, min_size=1, max_size=2).map(tuple),
     images=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=1).map(tuple),
     text=st.integers(1, 6),
 )  # fmt: skip

@@ -54,8 +54,8 @@ class FrameCapture:
         missing = sorted(self.layers - self.captured.keys())
         if missing:
             raise RuntimeError(
-                f"no attention was captured in layers {missing}: run the model inside `capture_frame_attention` and pass "
-                "it `frame_capture=capture`"
+                f"no attention was captured in layers {missing}: run the model inside `capture_frame_attention` and "
+                "pass it `frame_capture=capture`"
             )
         return torch.stack([self.captured[layer] for layer in sorted(self.captured)]).mean(dim=0)
 

@@ -31,7 +31,7 @@ VISION_KEYS = (
 
 
 def score_group(
-    model: nn.Module,
+    model: Any,
     prompt: Mapping[str, Any],
     responses: Sequence[Tensor],
     *,
@@ -83,14 +83,12 @@ def score_group(
     )
 
 
-def log_probs_at(
-    model: nn.Module, hidden_GNH: Tensor, *, temperature: float = 1.0
-) -> Callable[[Tensor, Tensor], Tensor]:
+def log_probs_at(model: Any, hidden_GNH: Tensor, *, temperature: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
     """A callable ``(i_n, j_n) -> (n, V)`` float32: the policy's log-probabilities at chosen tokens. Source: ours.
 
     What :func:`appo.perception.token_weights` takes, so that no (G, N, V) tensor need exist.
     """
-    head = unwrap(model).get_output_embeddings()
+    head: Any = unwrap(model).get_output_embeddings()
 
     def at(i_n: Tensor, j_n: Tensor) -> Tensor:
         with torch.no_grad():
@@ -99,7 +97,7 @@ def log_probs_at(
     return at
 
 
-def unwrap(model: nn.Module) -> Any:
+def unwrap(model: Any) -> Any:
     """The Hugging Face model below PEFT's wrapper, if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -151,7 +149,7 @@ def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], tempera
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _capture(base: PreTrainedModel, prompt: Mapping[str, Any], ids_GL: Tensor, query_GN: Tensor, layers: int) -> Any:
+def _capture(base: Any, prompt: Mapping[str, Any], ids_GL: Tensor, query_GN: Tensor, layers: int) -> Any:
     """The capture context for rows that all start with the same prompt."""
     spans = frame_spans(
         prompt["input_ids"][0],
@@ -166,7 +164,7 @@ def _capture(base: PreTrainedModel, prompt: Mapping[str, Any], ids_GL: Tensor, q
 
 def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> Tensor:
     """float32 (G, N) log-probabilities of the given tokens; logits exist for LOGIT_ROWS tokens at a time."""
-    head = base.get_output_embeddings()
+    head: Any = base.get_output_embeddings()
 
     def tile(hidden_nH: Tensor, ids_n: Tensor) -> Tensor:
         logits_nV = full_precision(head(hidden_nH)) / temperature

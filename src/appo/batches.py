@@ -1,0 +1,78 @@
+"""TRL's batch dictionaries: rows <-> whole groups, and model calls that carry the videos of their rows.
+
+TRL shuffles and splits whatever has a first dimension. Handing it groups instead of rows keeps each group, and the one
+copy of its pixels, together through both.
+
+Shape suffixes: B rows = Q groups x G responses, N response tokens (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from appo.rollout import PromptInputs, batch_vision
+from appo.types import PerceptionWeights
+
+
+def by_group(batch: dict[str, Any], responses: int) -> dict[str, Any]:
+    """Every (B, ...) tensor as (Q, G, ...); scalars and None as they are."""
+    return {
+        key: value.view(-1, responses, *value.shape[1:]) if isinstance(value, Tensor) and value.ndim else value
+        for key, value in batch.items()
+    }
+
+
+def by_row(batch: dict[str, Any]) -> dict[str, Any]:
+    """Undo :func:`by_group`."""
+    return {
+        key: value.flatten(0, 1) if isinstance(value, Tensor) and value.ndim else value for key, value in batch.items()
+    }
+
+
+def batch_weights(weights_Q: Sequence[PerceptionWeights | None], mask_BN: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The token weights of all groups as one float32 (B, N) tensor, 1 where a group has none, and their metrics.
+
+    Args:
+        weights_Q: one entry a group (its N may be shorter than the batch's); None: nothing applies to it.
+        mask_BN: (B, N), non-zero on response tokens.
+    """
+    mask_QGN = mask_BN.bool().view(len(weights_Q), -1, mask_BN.shape[1])
+    weights_QGN = torch.ones(mask_QGN.shape, device=mask_BN.device)
+    chosen_QGN = torch.zeros_like(mask_QGN)
+    crucial = [0 if weights is None else int(weights.crucial_F.sum()) for weights in weights_Q]
+    for q, weights in enumerate(weights_Q):
+        if weights is not None:
+            weights_QGN[q, :, : weights.weights_GN.shape[1]] = weights.weights_GN
+            chosen_QGN[q, :, : weights.chosen_GN.shape[1]] = weights.chosen_GN
+    tokens = mask_QGN.sum().clamp(min=1)
+    metrics = {
+        "mean_weight": float((weights_QGN * mask_QGN).sum() / tokens),
+        "chosen_share": float((chosen_QGN & mask_QGN).sum() / tokens),
+        "crucial_frames": sum(crucial) / len(crucial),
+        "groups_without_crucial_frames": crucial.count(0) / len(crucial),
+    }
+    return weights_QGN.flatten(0, 1), metrics
+
+
+class SeeingModel:
+    """A model for TRL to call with text rows only, which adds the vision inputs that belong to them.
+
+    TRL calls it on consecutive slices of the batch's rows, so a counter says which rows a call is about.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, config: Any) -> None:
+        self._model, self._prompts, self._responses, self._config = model, prompts, responses, config
+        self._row = 0
+
+    def __call__(self, **inputs: Any) -> Any:
+        ids: Tensor = inputs["input_ids"]
+        rows = range(self._row, self._row + len(ids))
+        self._row += len(ids)
+        vision = batch_vision([self._prompts[row // self._responses] for row in rows])
+        vision = {key: value.to(ids.device) for key, value in vision.items()}
+        types = (ids == self._config.image_token_id).long() + 2 * (ids == self._config.video_token_id).long()
+        return self._model(**inputs, **vision, mm_token_type_ids=types)

@@ -1,0 +1,168 @@
+"""APPOConfig: TRL's GRPOConfig plus the method's own knobs, each citing its source.
+
+Papers: APPO (arXiv 2602.23823), DAPO (arXiv 2503.14476), GRPO (DeepSeekMath, arXiv 2402.03300).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+METHODS = ("grpo", "dapo", "appo")
+
+# What each method prescribes for settings the user has left at None.
+_GRPO: dict[str, Any] = {
+    "loss_type": "grpo",  # GRPO eq. 3: the mean over tokens of a response, then over responses
+    "epsilon_high": 0.2,  # GRPO clips symmetrically
+    "scale_rewards": "group",  # GRPO sec. 4.1.2: advantages divided by the group's standard deviation
+    "beta": 0.0,  # APPO sec. 4: no KL term for any of the compared methods
+    "max_resampling_rounds": 0,  # GRPO keeps groups whose rewards are all equal
+    "overlong_cache": 0,  # GRPO has no length punishment
+}
+_DAPO: dict[str, Any] = {
+    "loss_type": "dapo",  # DAPO sec. 3.3: token-level loss over the whole batch
+    "epsilon_high": 0.28,  # DAPO sec. 3.1: clip-higher
+    "scale_rewards": "group",  # DAPO eq. 9
+    "beta": 0.0,  # DAPO sec. 2.3: the KL term is removed
+    "max_resampling_rounds": 2,  # DAPO sec. 3.2 resamples until the batch is full; bounded here (ours)
+    "overlong_cache": None,  # DAPO sec. 3.4 and 4.1: a fifth of the longest response, see _overlong_cache
+}
+PRESETS: dict[str, dict[str, Any]] = {"grpo": _GRPO, "dapo": _DAPO, "appo": _DAPO}
+
+
+@dataclass
+class APPOConfig(GRPOConfig):
+    """Settings of :class:`appo.APPOTrainer`: everything TRL's ``GRPOConfig`` has, and the fields below.
+
+    ``loss_type``, ``epsilon_high``, ``scale_rewards``, ``beta``, ``max_resampling_rounds`` and ``overlong_cache`` are
+    what ``method`` prescribes wherever they are left at None; a value given explicitly wins.
+
+    Raises:
+        ValueError: naming the setting and the fix, for settings that contradict each other or the method.
+    """
+
+    method: str = field(
+        default="appo",
+        metadata={"help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights."},
+    )
+    strategy: str = field(
+        default="soft",
+        metadata={"help": "Crucial frames: soft (winners' frames), hard (winners' minus losers'), all. APPO step 4."},
+    )
+    threshold: float = field(
+        default=0.5, metadata={"help": "Accuracy reward from which a response counts as a winner. APPO step 4."}
+    )
+    score_tokens: int = field(
+        default=15, metadata={"help": "K1: tokens a response-to-frame score averages. APPO step 2, best 15-25."}
+    )
+    top_frames: int = field(default=3, metadata={"help": "K2: frames a response looked at. APPO step 3, best 3."})
+    frame_tokens: int = field(
+        default=64, metadata={"help": "K3: perception tokens a response gives a crucial frame. APPO step 5: 64."}
+    )
+    max_weight: float = field(
+        default=1.7, metadata={"help": "Largest token weight; 1 is exactly DAPO. APPO step 8, best of 1.2 .. 2.0."}
+    )
+    divergence: str = field(
+        default="kl", metadata={"help": "kl (the paper's formula) or k3 (the released code's estimator). APPO step 6."}
+    )
+    attention_layers: int = field(
+        default=3, metadata={"help": "Last decoder layers whose attention to frames is averaged. APPO step 1: 3."}
+    )
+    accuracy_reward: str = field(
+        default="accuracy_reward",
+        metadata={"help": "Name of the reward function that splits winners from losers. APPO step 4."},
+    )
+    loss_type: str | None = field(
+        default=None, metadata={"help": "TRL's loss formulation; None: what `method` prescribes."}
+    )
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "Upper clip bound; None: what `method` prescribes (DAPO and APPO 0.28)."}
+    )
+    scale_rewards: str | None = field(
+        default=None, metadata={"help": "TRL's reward scaling: group | batch | none; None: what `method` prescribes."}
+    )
+    beta: float | None = field(
+        default=None, metadata={"help": "KL coefficient; None: what `method` prescribes (0 for all three)."}
+    )
+    max_resampling_rounds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Dynamic sampling (DAPO sec. 3.2): how often groups with equal rewards are replaced by fresh "
+            "prompts, at most, before training on what there is. None: what `method` prescribes; 0: off."
+        },
+    )
+    overlong_cache: int | None = field(
+        default=None,
+        metadata={
+            "help": "Soft overlong punishment (DAPO sec. 3.4): tokens before max_completion_length over which the "
+            "reward falls to -1. None: what `method` prescribes (a fifth of max_completion_length); 0: off."
+        },
+    )
+    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
+    video_max_frames: int = field(
+        default=16, metadata={"help": "Most frames sampled per video. APPO: 16 (100 for grounding)."}
+    )
+    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled per video, if it has them."})
+    rollouts_per_step: int = field(
+        default=2,
+        metadata={"help": "Groups written to output_dir/rollouts.jsonl each generation, with attention; 0: none."},
+    )
+
+    def __post_init__(self) -> None:
+        self._apply_method()
+        self._check_method_settings()
+        self._check_batches()
+        super().__post_init__()
+
+    def _apply_method(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        for name, value in PRESETS[self.method].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.overlong_cache is None:
+            # DAPO sec. 4.1: 4096 of 20480 tokens.
+            self.overlong_cache = (self.max_completion_length or 0) // 5
+
+    def _check_method_settings(self) -> None:
+        if self.loss_type == "luspo":
+            raise ValueError(
+                "loss_type='luspo' takes one advantage per response, not per token: choose 'dapo' or 'grpo'"
+            )
+        if self.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel replaces the forward pass that carries the video and the weights: set it to false"
+            )
+        for name in ("score_tokens", "top_frames", "frame_tokens", "attention_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, choices in (("strategy", ("soft", "hard", "all")), ("divergence", ("kl", "k3"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.max_weight < 1:
+            raise ValueError(f"max_weight must be at least 1 (1 is DAPO), got {self.max_weight}")
+        for name in ("max_resampling_rounds", "overlong_cache", "rollouts_per_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.overlong_cache and self.overlong_cache >= (self.max_completion_length or 0):
+            raise ValueError(
+                f"overlong_cache ({self.overlong_cache}) must be smaller than max_completion_length "
+                f"({self.max_completion_length})"
+            )
+
+    def _check_batches(self) -> None:
+        """A group is scored, weighted and trained as a whole, so no batch may cut one."""
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}) must be a multiple of "
+                f"num_generations ({self.num_generations}): a group of responses stays in one micro-batch"
+            )
+        if self.eval_strategy != "no":
+            generations = self.num_generations_eval or self.num_generations
+            if self.per_device_eval_batch_size % generations:
+                raise ValueError(
+                    f"per_device_eval_batch_size ({self.per_device_eval_batch_size}) must be a multiple of "
+                    f"num_generations_eval ({generations}): a group of responses stays in one batch"
+                )

@@ -1,0 +1,161 @@
+"""Chat messages with videos -> model inputs, each prompt once and each file decoded once.
+
+Shape suffixes: P prompt tokens, B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from appo.scoring import VISION_KEYS
+from appo.spans import check_time_advances, frame_spans
+from appo.types import FrameSpans
+from appo.video import FrameSampling, SampledVideo, read_video
+
+Messages = list[dict[str, Any]]
+# Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors.
+PromptInputs = dict[str, Tensor]
+
+
+class VideoCache:
+    """Sampled videos by path, for the length of one rollout: every file is decoded once however often it is asked for.
+
+    Attributes:
+        decoded: number of files decoded so far.
+    """
+
+    def __init__(self, video_processor: Any, sampling: FrameSampling) -> None:
+        self._video_processor = video_processor
+        self._sampling = sampling
+        self._videos: dict[str, SampledVideo] = {}
+        self.decoded = 0
+
+    def read(self, path: str) -> SampledVideo:
+        """The sampled video, decoded now if it has not been yet. Raises VideoError (typed, one line)."""
+        if path not in self._videos:
+            self._videos[path] = read_video(path, self._video_processor, self._sampling)
+            self.decoded += 1
+        return self._videos[path]
+
+    def clear(self) -> None:
+        """Forget the pixels; the count stays."""
+        self._videos.clear()
+
+
+def clean_messages(messages: Messages) -> Messages:
+    """Messages as lists of parts without the null fields a table adds to every part.
+
+    Arrow gives all parts of a column the same fields, so a text part comes back as {"type": "text", "video": None};
+    chat templates that ask `'video' in part` would then draw a second video.
+    """
+    cleaned = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [{key: value for key, value in part.items() if value is not None} for part in parts]
+        cleaned.append({"role": message["role"], "content": parts})
+    return cleaned
+
+
+def video_paths(messages: Messages) -> list[str]:
+    """Paths of the videos of a conversation, in order."""
+    return [str(part["video"]) for part in _parts(messages) if part["type"] == "video"]
+
+
+def has_video(messages: Any) -> bool:
+    """Whether a dataset's ``prompt`` (a string, or messages) holds a video part."""
+    return isinstance(messages, list) and any(part["type"] == "video" for part in _parts(messages))
+
+
+def _parts(messages: Messages) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if isinstance(message["content"], list):
+            yield from message["content"]
+
+
+def encode_prompt(
+    processor: Any, messages: Messages, videos: Sequence[SampledVideo], **template_kwargs: Any
+) -> PromptInputs:
+    """One conversation as model inputs, through the processor's own chat template and video processor. Source: ours.
+
+    Args:
+        processor: the model's processor.
+        messages: one conversation; image parts hold ``image`` (a path or a PIL image).
+        videos: the sampled videos of its video parts, in order; their true fps goes along as metadata.
+        template_kwargs: passed to the chat template.
+
+    Returns:
+        Tensors; ``input_ids`` is (1, P) with all placeholders expanded.
+    """
+    messages = clean_messages(messages)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
+    images = [_image(part["image"]) for part in _parts(messages) if part["type"] == "image"]
+    vision: dict[str, Any] = {"images": images} if images else {}
+    if videos:
+        vision |= {
+            "videos": [video.frames_THWC for video in videos],
+            "video_metadata": [video.metadata for video in videos],
+            "do_sample_frames": False,
+        }
+    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision)
+    return {key: torch.as_tensor(value) for key, value in inputs.items() if key in _MODEL_KEYS}
+
+
+_MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
+
+
+def _image(image: Any) -> Any:
+    if isinstance(image, str):
+        from PIL import Image
+
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    return image
+
+
+def prompt_spans(model: Any, prompt: Mapping[str, Tensor]) -> FrameSpans:
+    """Which tokens of an encoded prompt are which frame, for this model."""
+    return frame_spans(
+        prompt["input_ids"][0],
+        prompt.get("video_grid_thw"),
+        video_token_id=model.config.video_token_id,
+        merge_size=model.config.vision_config.spatial_merge_size,
+    )
+
+
+def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:
+    """Assert that the model will see the frames of this prompt at different times.
+
+    Raises:
+        ValueError: frames share a temporal position (the fps metadata was lost or is too high).
+    """
+    cpu = {key: value.cpu() for key, value in prompt.items() if not key.startswith("pixel_values")}
+    positions_31P, _ = model.base_model.get_rope_index(**cpu)
+    check_time_advances(positions_31P[:, 0], prompt_spans(model, cpu))
+
+
+def batch_vision(prompts: Sequence[Mapping[str, Tensor]]) -> PromptInputs:
+    """The vision tensors of several prompts, one after another, as a batch of rows needs them."""
+    return {
+        key: torch.cat([prompt[key] for prompt in prompts if key in prompt])
+        for key in VISION_KEYS
+        if any(key in prompt for prompt in prompts)
+    }
+
+
+def without_pixels(prompt: Mapping[str, Tensor]) -> PromptInputs:
+    """The same prompt about blank frames."""
+    return {key: torch.zeros_like(value) if key.startswith("pixel_values") else value for key, value in prompt.items()}
+
+
+def vision_token_ids(config: Any) -> list[int]:
+    """Ids of the vision placeholders, which a policy must never sample.
+
+    A sampled placeholder asks for features that no video has: the next forward pass fails, or reads another row's.
+    """
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})

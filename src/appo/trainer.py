@@ -1,0 +1,348 @@
+"""APPOTrainer: TRL's GRPOTrainer with video in and per-token (B, T) advantages out; no line of the loss is copied.
+
+What it overrides is listed in tests/test_trl_seams.py. A batch without videos takes TRL's own path, untouched.
+
+Shape suffixes: B rows = Q groups x G responses, N response tokens (padded), F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.rewards import get_soft_overlong_punishment
+
+from appo.batches import SeeingModel, batch_weights, by_group, by_row
+from appo.config import APPOConfig
+from appo.perception import token_weights
+from appo.resampling import FreshRows, Group, as_generated, as_groups, is_flat, replace_flat
+from appo.rollout import (
+    PromptInputs,
+    VideoCache,
+    batch_vision,
+    check_time,
+    encode_prompt,
+    has_video,
+    video_paths,
+    vision_token_ids,
+    without_pixels,
+)
+from appo.scoring import log_probs_at, score_group, unwrap
+from appo.stopwatch import Stopwatch
+from appo.types import GroupScores, PerceptionWeights
+from appo.video import FrameSampling
+
+
+class BlindPolicyError(RuntimeError):
+    """The policy's log-probabilities do not depend on the pixels: it would be trained without seeing."""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """One group after scoring: what the weights were made from, for records and reports.
+
+    ``scores`` and ``weights`` are None for methods without weights and for prompts without frames.
+    """
+
+    samples: Group
+    advantages_G: Tensor
+    scores: GroupScores | None
+    weights: PerceptionWeights | None
+
+
+@dataclass
+class _Rollout:
+    """State of one generation batch, between the methods TRL calls one after another."""
+
+    rows: list[dict[str, Any]]
+    encoded: list[PromptInputs | None] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    rewards: Tensor | None = None
+
+
+class APPOTrainer(GRPOTrainer):
+    """Train a video language model with GRPO, DAPO or APPO; constructor and datasets are those of ``GRPOTrainer``.
+
+    Rows hold a ``prompt`` column of messages with ``{"type": "video", "video": path}`` parts, plus the columns the
+    reward functions need. After each rollout ``on_rollout(step, groups)`` is called with a list of
+    :class:`ScoredGroup`, if it is set.
+
+    Raises:
+        ValueError: settings that would silently train something else (named, with the fix).
+        BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
+        appo.video.VideoError: a file that cannot be decoded completely.
+    """
+
+    _tag_names = ["trl", "appo"]  # noqa: RUF012  # TRL's attribute
+    _name = "APPO"
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: APPOConfig | None = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = APPOConfig(f"{name.split('/')[-1]}-APPO")
+        if not isinstance(args, APPOConfig):
+            raise TypeError(f"args must be an appo.APPOConfig, got {type(args).__name__}: it has the method's settings")
+        for name in ("tools", "environment_factory", "rollout_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not supported: APPOTrainer trains single-turn answers about videos")
+        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        weights = args.reward_weights
+        if args.overlong_cache:
+            reward_funcs.append(get_soft_overlong_punishment(args.max_completion_length, args.overlong_cache))
+            args.reward_weights = None if weights is None else [*weights, 1.0]
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        args.reward_weights = weights
+        self._accuracy_column = self._find_accuracy_reward()
+        self._never_sample(args)
+        self.on_rollout: Any = None
+        self.watch = Stopwatch()
+        self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
+        sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
+        self.videos = VideoCache(getattr(self.processing_class, "video_processor", None), sampling)
+        self._rollout: _Rollout | None = None
+        self._seen_prompts: Sequence[PromptInputs] | None = None
+        self._seen_responses = 1
+        self._checked_sight = False
+
+    def _find_accuracy_reward(self) -> int:
+        name = self.args.accuracy_reward
+        own = [n for n in self.reward_func_names if n != "soft_overlong_punishment_reward"]
+        if name in own:
+            return int(self.reward_func_names.index(name))
+        if self.args.method == "appo" and len(own) > 1:
+            raise ValueError(
+                f"accuracy_reward is {name!r}, but the reward functions are {', '.join(own)}: set accuracy_reward to "
+                "the one that tells right answers from wrong ones"
+            )
+        return 0
+
+    def _never_sample(self, args: APPOConfig) -> None:
+        """Ban vision placeholders from sampling: one in a response asks for features that no video has."""
+        if self.use_vllm or not self._is_vlm:
+            return
+        own = self.generation_kwargs.get("suppress_tokens") or []
+        banned = sorted({*vision_token_ids(self.model.config), *own})
+        self.generation_kwargs["suppress_tokens"] = banned
+        self.generation_config.suppress_tokens = banned
+
+    # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rollout = rollout = _Rollout(rows=list(inputs))
+        self._seen_prompts = None
+        output: dict[str, Any] = super()._generate_and_score_completions(rollout.rows)
+        self.videos.clear()
+        if self._seen_prompts is None:
+            return output
+        if not self._checked_sight:
+            self._check_sight(output)
+        prompts = self._seen_prompts
+        if self.model.training:
+            scored = self._score(rollout, prompts, output["advantages"])
+            if self.args.method == "appo":
+                weights_BN, metrics = batch_weights([group.weights for group in scored], output["completion_mask"])
+                # Method step 9: weights >= 0 commute with the clip, so they go into the advantages.
+                output["advantages"] = output["advantages"][:, None] * weights_BN
+                for name, value in metrics.items():
+                    self._log_mean(f"appo/{name}", value)
+            if self.on_rollout is not None:
+                self.on_rollout(self.state.global_step, scored)
+        self._seen_prompts = None
+        return {**by_group(output, self._seen_responses), "vision": list(prompts)}
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        assert self._rollout is not None
+        rollout, train = self._rollout, self.model.training
+        generated: tuple[Any, ...] = super()._generate(prompts)
+        generations = self.num_generations if train else self.num_generations_eval
+        if not train:
+            self._see(rollout.encoded[::generations], generations)
+            return generated
+        groups = self._groups(rollout.rows, prompts, generated)
+        groups = self._resample(groups) if self.args.max_resampling_rounds else groups
+        samples = [sample for group in groups for sample in group]
+        rollout.groups = groups
+        rollout.rows[:] = [sample.row for sample in samples]
+        prompts[:] = [sample.row["prompt"] for sample in samples]
+        rollout.rewards = torch.stack([sample.rewards for sample in samples])
+        for column in {key for sample in samples for key in sample.extras}:
+            self._pending_extra_logs[column] = [sample.extras.get(column) for sample in samples]
+        self._see([group[0].inputs for group in groups], generations)
+        return as_generated(samples, generated)
+
+    def _see(self, prompts: Sequence[PromptInputs | None], responses: int) -> None:
+        """From here on, model calls about these groups carry their videos. Without any video: TRL's own path."""
+        seen = [prompt for prompt in prompts if prompt is not None]
+        self._seen_prompts = seen or None
+        self._seen_responses = responses
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]:
+        assert self._rollout is not None
+        if not any(has_video(prompt) for prompt in prompts):
+            self._rollout.encoded = [None] * len(prompts)
+            return tuple(super()._tokenize_prompts(prompts))
+        if self.use_vllm:
+            raise ValueError("use_vllm: TRL hands no videos to vLLM, so it would answer blind; set use_vllm to false")
+        with self.watch("decode"):
+            encoded: list[PromptInputs] = []
+            for row, prompt in enumerate(prompts):
+                repeated = row > 0 and prompt == prompts[row - 1]
+                encoded.append(encoded[-1] if repeated else self._encode(prompt))
+        self._rollout.encoded = list(encoded)
+        fields: dict[str, Any] = dict(batch_vision(encoded))
+        if "mm_token_type_ids" in encoded[0]:
+            fields["mm_token_type_ids"] = [inputs["mm_token_type_ids"][0].tolist() for inputs in encoded]
+        return [inputs["input_ids"][0].tolist() for inputs in encoded], None, fields
+
+    def _encode(self, prompt: Any) -> PromptInputs:
+        videos = [self.videos.read(path) for path in video_paths(prompt)]
+        inputs = encode_prompt(self.processing_class, prompt, videos, **self.chat_template_kwargs)
+        if videos:
+            check_time(unwrap(self.accelerator.unwrap_model(self.model)), inputs)
+        return inputs
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.watch("generate"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        if self._rollout is not None and self._rollout.rewards is not None:
+            gathered: Tensor = self.accelerator.gather(self._rollout.rewards)
+            return gathered
+        result: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return result
+
+    # -- dynamic sampling ------------------------------------------------------------------------------------------
+
+    def _groups(self, rows: list[dict[str, Any]], prompts: list[Any], generated: tuple[Any, ...]) -> list[Group]:
+        """What `_generate` returned, with its rewards, as groups of samples."""
+        assert self._rollout is not None
+        _, completion_ids, _, completions, _, _, _, _ = generated
+        with self.watch("rewards"):
+            rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids)
+        # TRL gathers the rewards of all processes; each keeps its own slice.
+        start = self.accelerator.process_index * len(rows)
+        extras = {column: list(values) for column, values in self._pending_extra_logs.items()}
+        self._pending_extra_logs.clear()
+        local = rewards[start : start + len(rows)]
+        return as_groups(rows, prompts, generated, self._rollout.encoded, local, extras, self.num_generations)
+
+    def _resample(self, groups: list[Group]) -> list[Group]:
+        """Replace groups whose rewards are all equal by fresh prompts, for a bounded number of rounds."""
+        weights = self.reward_weights.to(groups[0][0].rewards.device)
+        total = torch.stack([(sample.rewards * weights).nansum() for group in groups for sample in group])
+        self._log_mean("resampling/first_round_reward", float(total.mean()))
+        replaced = 0
+        for _ in range(self.args.max_resampling_rounds):
+            flat = sum(is_flat(group, weights) for group in groups)
+            # Every process generates as many groups as the one that needs most: they meet in the same collectives.
+            needed = max(gather_object([flat]))
+            if needed == 0:
+                break
+            fresh = self._fresh_groups(needed)
+            groups, count = replace_flat(groups, fresh, weights)
+            replaced += count
+        self._log_mean("resampling/replaced_groups", replaced / len(groups))
+        self._log_mean("resampling/flat_groups", sum(is_flat(group, weights) for group in groups) / len(groups))
+        return groups
+
+    def _fresh_groups(self, count: int) -> list[Group]:
+        rows = [row for row in self._fresh.draw(count) for _ in range(self.num_generations)]
+        prompts = [row["prompt"] for row in rows]
+        return self._groups(rows, prompts, super()._generate(prompts))
+
+    # -- sight and weights -----------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._seen_prompts is not None:
+            config = unwrap(self.accelerator.unwrap_model(self.model)).config
+            model = SeeingModel(model, self._seen_prompts, self._seen_responses, config)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _check_sight(self, output: dict[str, Any]) -> None:
+        """Before the first step: log-probabilities must depend on the pixels (stock TRL scores video prompts blind)."""
+        G = self._seen_responses
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)[:G]
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)[:G]
+        length = output["completion_ids"].shape[1]
+        assert self._seen_prompts is not None
+        prompts = self._seen_prompts
+        with torch.no_grad():
+            seen, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, length)
+            self._seen_prompts = [without_pixels(prompt) for prompt in prompts]
+            blind, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, length)
+        self._seen_prompts = prompts
+        if not bool(((seen - blind).abs() * mask[:, -length:]).max() > 0):
+            raise BlindPolicyError(
+                "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "
+                "blind. Check that the model is a video model and that its vision tower's output is not constant"
+            )
+        self._checked_sight = True
+
+    def _score(self, rollout: _Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
+        """Score each group with capture and make its weights (method steps 1-8); other methods score nothing."""
+        model = self.accelerator.unwrap_model(self.model)
+        advantages_QG = advantages_B.view(len(rollout.groups), -1)
+        scored = []
+        for group, prompt, advantages_G in zip(rollout.groups, prompts, advantages_QG, strict=True):
+            if self.args.method != "appo" or "video_grid_thw" not in prompt:
+                scored.append(ScoredGroup(group, advantages_G, None, None))
+                continue
+            with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
+                responses = [torch.tensor(sample.completion_ids) for sample in group]
+                layers = self.args.attention_layers
+                scores = score_group(model, prompt, responses, capture_layers=layers, temperature=self.temperature)
+            with self.watch("weights"):
+                weights = self._weights(model, group, scores)
+            scored.append(ScoredGroup(group, advantages_G, scores, weights))
+        return scored
+
+    def _weights(self, model: Any, group: Group, scores: GroupScores) -> PerceptionWeights:
+        accuracy_G = torch.stack([sample.rewards[self._accuracy_column] for sample in group])
+        assert scores.frame_attention_GNF is not None
+        return token_weights(
+            scores.frame_attention_GNF,
+            scores.mask_GN,
+            accuracy_G.nan_to_num(0.0).to(scores.mask_GN.device),
+            log_probs_at(model, scores.hidden_GNH, temperature=self.temperature),
+            threshold=self.args.threshold,
+            strategy=self.args.strategy,
+            score_tokens=self.args.score_tokens,
+            top_frames=self.args.top_frames,
+            frame_tokens=self.args.frame_tokens,
+            max_weight=self.args.max_weight,
+            divergence=self.args.divergence,
+        )
+
+    # -- the update --------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if "vision" not in inputs:
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss
+        self._seen_prompts, self._seen_responses = inputs["vision"], inputs["completion_ids"].shape[1]
+        rows = {key: value for key, value in inputs.items() if key != "vision"}
+        try:
+            return super()._compute_loss(model, by_row(rows))  # type: ignore[no-any-return]
+        finally:
+            self._seen_prompts = None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.watch("update"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            for part, seconds in self.watch.read().items():
+                self._log_mean(f"time/{part}", seconds)
+        return loss
+
+    def _log_mean(self, name: str, value: float) -> None:
+        """Log a number averaged over processes."""
+        gathered = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
+        self._metrics["train"][name].append(float(gathered.mean()))
