@@ -105,10 +105,19 @@ class APPOConfig(GRPOConfig):
         default=16, metadata={"help": "Most frames sampled per video. APPO: 16 (100 for grounding)."}
     )
     video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled per video, if it has them."})
+    freeze_vision_tower: bool = field(
+        default=True, metadata={"help": "Train the language model only. APPO sec. 4: the vision tower is frozen."}
+    )
     rollouts_per_step: int = field(
         default=2,
         metadata={"help": "Groups written to output_dir/rollouts.jsonl each generation, with attention; 0: none."},
     )
+
+    @property
+    def weight_settings(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`appo.perception.token_weights` (method steps 2-8)."""
+        names = ("threshold", "strategy", "score_tokens", "top_frames", "frame_tokens", "max_weight", "divergence")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         self._apply_method()

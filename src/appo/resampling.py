@@ -1,89 +1,17 @@
 """DAPO's dynamic sampling: groups whose rewards are all equal teach nothing, so fresh prompts take their place.
 
-Shape suffixes: B rows, Q groups (questions), G responses of a group.
+Shape suffixes: G responses of a group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from appo.rollout import PromptInputs
-
-
-@dataclass
-class Sample:
-    """One response on its way through a rollout: what TRL's lists say about one row, kept together.
-
-    Attributes:
-        row: the dataset row (its ``prompt`` and the columns reward functions need).
-        prompt_ids: token ids of the prompt.
-        completion_ids: token ids of the response, EOS included.
-        completion: the response as reward functions see it.
-        logprobs: log-probabilities of the sampler, where it reports them (vLLM).
-        inputs: model inputs of the prompt; the same object for all responses of a group. None: no vision.
-        rewards: (reward functions,) float32, NaN where a function abstained.
-        extras: columns a reward function logged for this response.
-    """
-
-    row: dict[str, Any]
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    completion: Any
-    logprobs: list[float] | None
-    inputs: PromptInputs | None
-    rewards: Tensor
-    extras: dict[str, Any] = field(default_factory=dict)
-
-
-# G responses to one prompt.
-Group = list[Sample]
-
-
-def as_groups(
-    rows: Sequence[dict[str, Any]],
-    prompts: Sequence[Any],
-    generated: tuple[Any, ...],
-    encoded: Sequence[PromptInputs | None],
-    rewards_BR: Tensor,
-    extras: dict[str, list[Any]],
-    responses: int,
-) -> list[Group]:
-    """What TRL's ``_generate`` returned for B rows, with their rewards (R functions), as groups of ``responses``."""
-    prompt_ids, completion_ids, _, completions, logprobs, _, _, _ = generated
-    samples = [
-        Sample(
-            row={**rows[i], "prompt": prompts[i]},
-            prompt_ids=prompt_ids[i],
-            completion_ids=completion_ids[i],
-            completion=completions[i],
-            logprobs=None if logprobs is None else logprobs[i],
-            inputs=encoded[i],
-            rewards=rewards_BR[i],
-            extras={column: values[i] for column, values in extras.items()},
-        )
-        for i in range(len(rows))
-    ]
-    return [samples[start : start + responses] for start in range(0, len(samples), responses)]
-
-
-def as_generated(samples: Sequence[Sample], generated: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The samples as TRL's ``_generate`` returns them; what has no rows is taken from ``generated``."""
-    _, _, tool_mask, _, logprobs, extra_fields, images, tool_images = generated
-    return (
-        [sample.prompt_ids for sample in samples],
-        [sample.completion_ids for sample in samples],
-        tool_mask,
-        [sample.completion for sample in samples],
-        None if logprobs is None else [sample.logprobs for sample in samples],
-        extra_fields,
-        images,
-        tool_images,
-    )
+from appo.groups import Group
 
 
 def is_flat(group: Group, reward_weights: Tensor) -> bool:

@@ -1,6 +1,6 @@
-"""Chat messages with videos -> model inputs, each prompt once and each file decoded once.
+"""Chat messages with videos -> model inputs, each file decoded once -> responses.
 
-Shape suffixes: P prompt tokens, B rows.
+Shape suffixes: P prompt tokens, B rows, N response tokens (padded).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from appo.scoring import VISION_KEYS
 from appo.spans import check_time_advances, frame_spans
 from appo.types import FrameSpans
-from appo.video import FrameSampling, SampledVideo, read_video
+from appo.video import FrameSampling, SampledVideo, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
 # Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors.
@@ -32,17 +32,23 @@ class VideoCache:
         self._video_processor = video_processor
         self._sampling = sampling
         self._videos: dict[str, SampledVideo] = {}
+        self._timestamps: dict[str, tuple[float, ...]] = {}
         self.decoded = 0
 
     def read(self, path: str) -> SampledVideo:
         """The sampled video, decoded now if it has not been yet. Raises VideoError (typed, one line)."""
         if path not in self._videos:
-            self._videos[path] = read_video(path, self._video_processor, self._sampling)
+            self._videos[path] = video = read_video(path, self._video_processor, self._sampling)
+            self._timestamps[path] = lm_frame_timestamps(video, self._video_processor.temporal_patch_size)
             self.decoded += 1
         return self._videos[path]
 
+    def timestamps(self, messages: Messages) -> tuple[float, ...]:
+        """Seconds of each frame the language model sees in a conversation whose videos have been read."""
+        return tuple(time for path in video_paths(messages) for time in self._timestamps[path])
+
     def clear(self) -> None:
-        """Forget the pixels; the count stays."""
+        """Forget the pixels; counts and timestamps stay."""
         self._videos.clear()
 
 
@@ -159,3 +165,59 @@ def vision_token_ids(config: Any) -> list[int]:
     """
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Mapping[str, Tensor]],
+    *,
+    max_new_tokens: int,
+    responses: int = 1,
+    temperature: float = 1.0,
+) -> list[list[Tensor]]:
+    """Responses of a Hugging Face model to encoded prompts, in one left-padded batch.
+
+    Args:
+        model: the policy.
+        processor: its processor; names padding and end-of-sequence tokens.
+        prompts: one :func:`encode_prompt` result a prompt.
+        max_new_tokens: longest response.
+        responses: G, responses to each prompt.
+        temperature: 0: greedy; else sampled from softmax(logits / temperature), nothing cut off.
+
+    Returns:
+        For each prompt its G responses as int64 tensors, up to and including the end-of-sequence token.
+    """
+    tokenizer = processor.tokenizer
+    device = next(model.parameters()).device
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    batch = {
+        key: torch.cat([_left_pad(prompt[key], longest, pad) for prompt in prompts])
+        for key, pad in (("input_ids", tokenizer.pad_token_id), ("attention_mask", 0), ("mm_token_type_ids", 0))
+        if key in prompts[0]
+    } | batch_vision(prompts)
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    eos = model.generation_config.eos_token_id
+    ends = torch.tensor(eos if isinstance(eos, list) else [eos])
+    with torch.no_grad():
+        sequences = model.generate(
+            **{key: value.to(device) for key, value in batch.items()},
+            do_sample=temperature > 0,
+            num_return_sequences=responses,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=vision_token_ids(model.config),
+            **sampling,
+        ).cpu()
+    rows = [_until_end(row, ends) for row in sequences[:, longest:]]
+    return [rows[start : start + responses] for start in range(0, len(rows), responses)]
+
+
+def _left_pad(x_1P: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(x_1P, (length - x_1P.shape[1], 0), value=value)
+
+
+def _until_end(ids_N: Tensor, ends: Tensor) -> Tensor:
+    """The response up to and including its first end-of-sequence token."""
+    found = torch.isin(ids_N, ends).nonzero()
+    return ids_N[: int(found[0]) + 1] if len(found) else ids_N

@@ -19,8 +19,9 @@ from trl.rewards import get_soft_overlong_punishment
 
 from appo.batches import SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
+from appo.groups import Group, ScoredGroup, as_generated, as_groups
 from appo.perception import token_weights
-from appo.resampling import FreshRows, Group, as_generated, as_groups, is_flat, replace_flat
+from appo.resampling import FreshRows, is_flat, replace_flat
 from appo.rollout import (
     PromptInputs,
     VideoCache,
@@ -40,19 +41,6 @@ from appo.video import FrameSampling
 
 class BlindPolicyError(RuntimeError):
     """The policy's log-probabilities do not depend on the pixels: it would be trained without seeing."""
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """One group after scoring: what the weights were made from, for records and reports.
-
-    ``scores`` and ``weights`` are None for methods without weights and for prompts without frames.
-    """
-
-    samples: Group
-    advantages_G: Tensor
-    scores: GroupScores | None
-    weights: PerceptionWeights | None
 
 
 @dataclass
@@ -110,6 +98,8 @@ class APPOTrainer(GRPOTrainer):
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
         self._checked_sight = False
+        if args.freeze_vision_tower:
+            unwrap(self.accelerator.unwrap_model(self.model)).base_model.visual.requires_grad_(False)
 
     def _find_accuracy_reward(self) -> int:
         name = self.args.accuracy_reward
@@ -292,8 +282,9 @@ class APPOTrainer(GRPOTrainer):
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
         scored = []
         for group, prompt, advantages_G in zip(rollout.groups, prompts, advantages_QG, strict=True):
+            times = self.videos.timestamps(group[0].row["prompt"])
             if self.args.method != "appo" or "video_grid_thw" not in prompt:
-                scored.append(ScoredGroup(group, advantages_G, None, None))
+                scored.append(ScoredGroup(group, times, advantages_G, None, None))
                 continue
             with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
                 responses = [torch.tensor(sample.completion_ids) for sample in group]
@@ -301,7 +292,7 @@ class APPOTrainer(GRPOTrainer):
                 scores = score_group(model, prompt, responses, capture_layers=layers, temperature=self.temperature)
             with self.watch("weights"):
                 weights = self._weights(model, group, scores)
-            scored.append(ScoredGroup(group, advantages_G, scores, weights))
+            scored.append(ScoredGroup(group, times, advantages_G, scores, weights))
         return scored
 
     def _weights(self, model: Any, group: Group, scores: GroupScores) -> PerceptionWeights:
@@ -312,13 +303,7 @@ class APPOTrainer(GRPOTrainer):
             scores.mask_GN,
             accuracy_G.nan_to_num(0.0).to(scores.mask_GN.device),
             log_probs_at(model, scores.hidden_GNH, temperature=self.temperature),
-            threshold=self.args.threshold,
-            strategy=self.args.strategy,
-            score_tokens=self.args.score_tokens,
-            top_frames=self.args.top_frames,
-            frame_tokens=self.args.frame_tokens,
-            max_weight=self.args.max_weight,
-            divergence=self.args.divergence,
+            **self.args.weight_settings,
         )
 
     # -- the update --------------------------------------------------------------------------------------------------

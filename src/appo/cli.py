@@ -1,0 +1,123 @@
+"""The `appo` command: parse, call, print. Exit code 0 on success, 2 with one line on standard error otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+EXAMPLES = {
+    "appo": "example:\n  appo demo\n  appo train --config recipes/spotlight.yaml",
+    "demo": "example:\n  appo demo --method dapo --steps 40 --seed 3 --output runs/dapo-3",
+    "train": (
+        "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n\n"
+        "Every field of appo.APPOConfig (which has all of TRL's GRPOConfig) and of appo.training.TrainScript is a\n"
+        "setting of the file and a flag; a flag wins over the file."
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    _calm_libraries()
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        if arguments.command == "demo":
+            if rest:
+                raise ValueError(f"unknown argument {rest[0]}; `appo demo --help` lists what there is")
+            return _demo(arguments)
+        return _train(arguments, rest)
+    except KeyboardInterrupt:
+        print("appo: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        print(f"appo: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    def described(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+        parser.epilog = EXAMPLES[name]
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        return parser
+
+    parser = described(
+        argparse.ArgumentParser("appo", description="Train video language models to see better.", allow_abbrev=False),
+        "appo",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = described(
+        commands.add_parser("demo", help="train the embedded tiny policy on generated clips", allow_abbrev=False),
+        "demo",
+    )
+    demo.add_argument("--method", choices=("appo", "dapo", "grpo"), default="appo", help="default: appo")
+    demo.add_argument("--steps", type=_positive, default=30, help="optimiser steps (default: 30)")
+    demo.add_argument("--seed", type=int, default=0, help="of clips, sampling and training (default: 0)")
+    demo.add_argument("--questions", type=_positive, default=200, help="held-out questions a level (default: 200)")
+    demo.add_argument("--output", type=Path, help="run folder, new or empty (default: runs/demo-TIME)")
+    train = described(commands.add_parser("train", help="train from a configuration", allow_abbrev=False), "train")
+    train.add_argument("--config", help="YAML file of settings")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from appo.demo import DemoSettings, run_demo
+
+    output = arguments.output or Path("runs") / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    settings = DemoSettings(output, arguments.method, arguments.steps, arguments.seed, arguments.questions)
+    run_demo(settings, Console())
+    return 0
+
+
+def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from appo.training import parse, train
+
+    if arguments.config is None and not rest:
+        raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
+    config = [] if arguments.config is None else ["--config", arguments.config]
+    console = Console()
+    folder = train(*parse([*config, *rest]), console)
+    console.print(f"run folder: {folder}", highlight=False)
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _calm_libraries() -> None:
+    """Settings that must be in the environment before torch and transformers are loaded."""
+    # Two OpenMP threads that spin while waiting run many times slower on cores that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error is about the user's input: settings, files, videos, the machine; all else is a bug of ours."""
+    from appo.trainer import BlindPolicyError
+
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, (ValueError, OSError, BlindPolicyError)) or "YAMLError" in names
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""`appo demo`: the whole method on the embedded world in a few minutes on a laptop, nothing downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from appo.config import APPOConfig
+from appo.display import accuracy_table, print_group
+from appo.evaluate import Accuracy, Prediction, accuracy, predict
+from appo.inspection import inspect_question
+from appo.records import RolloutRecord, RunFolder
+from appo.spotlight import generate, load_policy
+from appo.spotlight.world import LEVELS, MAX_SECONDS
+from appo.training import make_trainer, rows_of
+from appo.types import VideoQA
+from appo.video import FrameSampling
+
+SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
+MAX_NEW_TOKENS = 96
+HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo's flags set: method, optimiser steps, seed, run folder, held-out questions a level."""
+
+    output: Path
+    method: str = "appo"
+    steps: int = 30
+    seed: int = 0
+    questions: int = 200
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Accuracy by level before and after, and the two groups shown."""
+
+    before: dict[str, Accuracy]
+    after: dict[str, Accuracy]
+    groups: list[RolloutRecord]
+
+
+def demo_config(settings: DemoSettings) -> APPOConfig:
+    """The paper's settings, scaled to responses of 50 instead of 384 tokens and to a policy of a million parameters."""
+    return APPOConfig(
+        output_dir=str(settings.output),
+        method=settings.method,
+        seed=settings.seed,
+        max_steps=settings.steps,
+        num_generations=8,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=4,
+        max_completion_length=MAX_NEW_TOKENS,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        # K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
+        score_tokens=8,
+        top_frames=2,
+        frame_tokens=8,
+        video_fps=SAMPLING.fps,
+        video_max_frames=SAMPLING.max_frames,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
+    """Generate clips, evaluate, train, evaluate again, write the run folder, show what was learned.
+
+    Raises:
+        RuntimeError: the first step's rewards were all equal, so there is nothing to learn from.
+        appo.records.RecordError: the output folder cannot be used.
+    """
+    config = demo_config(settings)
+    folder = RunFolder.create(settings.output, {"demo": asdict(settings), "training": config.to_dict()})
+    train_questions, held_out = _clips(settings, config, console)
+    model, processor = load_policy()
+    before = _evaluate(model, processor, held_out, "before training", console)
+    trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder, console)
+    trainer.train()
+    _assert_rewards_varied(trainer.state.log_history)
+    trainer.save_model(str(folder.path / "policy"))
+    after = _evaluate(model, processor, held_out, "after training", console)
+    groups = _telling_groups(model, processor, held_out["L1"], before["L1"], after["L1"], config)
+    for _, record in groups:
+        folder.append_rollout(record)
+    result = DemoResult(_by_level(before), _by_level(after), [record for _, record in groups])
+    _write_evaluation(folder, result, before, after)
+    _show(result, groups, folder, console)
+    return result
+
+
+def _clips(
+    settings: DemoSettings, config: APPOConfig, console: Console
+) -> tuple[list[VideoQA], dict[str, list[VideoQA]]]:
+    """Fresh training clips of level L1 (twice what the sampler needs, for dynamic sampling) and held-out ones."""
+    prompts = config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations
+    count = max(1, 2 * settings.steps * prompts)
+    with console.status(f"writing {count + len(LEVELS) * settings.questions} clips (mp4, H.264)"):
+        train = generate(settings.output / "clips" / "train", "L1", count, settings.seed)
+        held_out = {
+            level: generate(settings.output / "clips" / level, level, settings.questions, HELD_OUT_SEED)
+            for level in LEVELS
+        }
+    return train, held_out
+
+
+def _evaluate(
+    model: Any, processor: Any, held_out: Mapping[str, Sequence[VideoQA]], when: str, console: Console
+) -> dict[str, list[Prediction]]:
+    predictions = {}
+    total = sum(len(questions) for questions in held_out.values())
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"evaluating {when}", total=total)
+        done = 0
+        for level, questions in held_out.items():
+            predictions[level] = predict(
+                model,
+                processor,
+                questions,
+                SAMPLING,
+                max_new_tokens=MAX_NEW_TOKENS,
+                instruction="",
+                on_progress=partial(_advance, progress, task, done),
+            )
+            done += len(questions)
+    return predictions
+
+
+def _advance(progress: Progress, task: TaskID, base: int, answered: int) -> None:
+    progress.update(task, completed=base + answered)
+
+
+def _by_level(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, Accuracy]:
+    return {level: accuracy(answers) for level, answers in predictions.items()}
+
+
+def _assert_rewards_varied(history: Sequence[Mapping[str, Any]]) -> None:
+    first = next(entry for entry in history if "reward_std" in entry)
+    if not first["reward_std"] > 0:
+        raise RuntimeError("all rewards of the first step were equal: there is nothing to learn; try another --seed")
+
+
+def _telling_groups(
+    model: Any,
+    processor: Any,
+    questions: Sequence[VideoQA],
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+    config: APPOConfig,
+) -> list[tuple[str, RolloutRecord]]:
+    """A question that training won over and one that is lost, each with a fresh group of the trained policy."""
+    pairs = list(zip(questions, before, after, strict=True))
+    won = [q for q, old, new in pairs if not old.right and new.right]
+    lost = [q for q, old, new in pairs if old.right and not new.right] or [q for q, _, new in pairs if not new.right]
+    chosen = [("won over: wrong before training, right after", won), ("lost: wrong after training", lost)]
+    return [
+        (
+            title,
+            inspect_question(
+                model,
+                processor,
+                candidates[0],
+                SAMPLING,
+                max_new_tokens=MAX_NEW_TOKENS,
+                instruction="",
+                step=config.max_steps,
+                **config.weight_settings,
+            ),
+        )
+        for title, candidates in chosen
+        if candidates
+    ]
+
+
+def _write_evaluation(
+    folder: RunFolder, result: DemoResult, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    data = {
+        when: {
+            level: {**asdict(summary), "predictions": [asdict(prediction) for prediction in predictions[level]]}
+            for level, summary in summaries.items()
+        }
+        for when, summaries, predictions in (("before", result.before, before), ("after", result.after, after))
+    }
+    (folder.path / "evaluation.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folder: RunFolder, console: Console) -> None:
+    for title, record in groups:
+        print_group(console, title, replace(record, video=str(Path(record.video).relative_to(folder.path))))
+    console.print(accuracy_table(result.before, result.after))
+    console.print(f"run folder: {folder.path}", highlight=False)

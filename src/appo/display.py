@@ -1,0 +1,119 @@
+"""What a run shows in the terminal: a progress bar, a table of accuracies, groups with their weighted tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+from appo.evaluate import Accuracy
+from appo.records import ResponseRecord, RolloutRecord
+
+# name in TRL's logs -> name on screen
+SHOWN = {
+    "resampling/first_round_reward": "reward",
+    "rewards/accuracy_reward/mean": "accuracy",
+    "entropy": "entropy",
+    "appo/mean_weight": "weight",
+    "step_time": "s/step",
+}
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar with the numbers that say whether training works; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, lines_every: int = 5) -> None:
+        self._console, self._lines_every = console, lines_every
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self._task = self._progress.add_task("training", total=state.max_steps, numbers="")
+        self._progress.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Show the numbers of the latest step."""
+        if not logs or "loss" not in logs:
+            return
+        numbers = "  ".join(
+            f"{name} {float(logs[key]):.2f}" for key, name in SHOWN.items() if logs.get(key) is not None
+        )
+        self._progress.update(self._task, completed=state.global_step, numbers=numbers)
+        last = state.global_step == state.max_steps
+        if not self._console.is_terminal and (state.global_step % self._lines_every == 0 or last):
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the finished bar on screen."""
+        self._progress.stop()
+
+
+def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:
+    """Accuracy of each level before and after training, with 95 % Wilson intervals."""
+    table = Table(title="greedy accuracy on held-out questions")
+    for name in ("level", "questions", "before", "after", "gain", "format before", "format after"):
+        table.add_column(name, justify="left" if name == "level" else "right")
+    for level, old in before.items():
+        new = after[level]
+        gain = Text(f"{100 * (new.mean - old.mean):+.1f}", style="bold green" if new.mean > old.mean else "bold red")
+        formats = [f"{100 * result.parsed:.0f} %" for result in (old, new)]
+        table.add_row(level, str(new.questions), _interval(old), _interval(new), gain, *formats)
+    return table
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.mean:.1f} % ({100 * accuracy.low:.0f}-{100 * accuracy.high:.0f})"
+
+
+def print_group(console: Console, title: str, record: RolloutRecord) -> None:
+    """A group's question, its frames, and the response of a winner and of a loser with weighted tokens lit."""
+    console.rule(Text(title, style="bold"))
+    console.print(Text.assemble("question  ", (record.question, "bold"), "   answer  ", (record.answer, "bold green")))
+    console.print(Text.assemble("video     ", record.video))
+    console.print(_frame_line(record))
+    right = [response for response in record.responses if _is_right(response)]
+    wrong = [response for response in record.responses if not _is_right(response)]
+    console.print(f"answers   {len(right)} of {len(record.responses)} right", highlight=False)
+    for name, style, responses in (("winner", "green", right), ("loser", "red", wrong)):
+        if responses:
+            console.print(Text.assemble((f"{name:<10}", style), _weighted_text(responses[0])))
+
+
+def _is_right(response: ResponseRecord) -> bool:
+    return response.rewards.get("accuracy_reward", 0.0) >= 0.5
+
+
+def _frame_line(record: RolloutRecord) -> Text:
+    """The frames by their seconds: crucial ones lit, those that truly show the answer in brackets."""
+    line = Text("frames    ")
+    for frame, seconds in enumerate(record.timestamps):
+        mark = f"[{seconds:.1f}s]" if frame in (record.event_frames or []) else f"{seconds:.1f}s"
+        line.append(mark, style="black on yellow" if frame in record.crucial_frames else "dim")
+        line.append(" ")
+    crucial = ", ".join(f"{record.timestamps[frame]:.1f}s" for frame in record.crucial_frames) or "none"
+    return line.append(f" crucial: {crucial}; in brackets: where the answer is seen")
+
+
+def _weighted_text(response: ResponseRecord) -> Text:
+    """The tokens of a response, the brighter the larger their weight."""
+    text = Text()
+    for token, weight, chosen in zip(response.tokens, response.weights, response.chosen, strict=True):
+        level = weight - 1.0
+        style = "bold black on yellow" if level > 0.35 else "yellow" if level > 0.05 else ""
+        text.append(token, style=f"{style} underline" if chosen and style else style).append(" ")
+    return text

@@ -1,0 +1,82 @@
+"""One question, any checkpoint: sample a group, see what it looked at, without training.
+
+Shape suffixes: G responses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from appo.groups import Sample, ScoredGroup
+from appo.perception import token_weights
+from appo.prompts import INSTRUCTION, build_messages
+from appo.recording import group_record
+from appo.records import RolloutRecord
+from appo.rewards import score_answer
+from appo.rollout import VideoCache, encode_prompt, generate, video_paths
+from appo.scoring import log_probs_at, score_group
+from appo.types import VideoQA
+from appo.video import FrameSampling
+
+
+def inspect_question(
+    model: Any,
+    processor: Any,
+    question: VideoQA,
+    sampling: FrameSampling,
+    *,
+    max_new_tokens: int,
+    responses: int = 8,
+    instruction: str = INSTRUCTION,
+    step: int = 0,
+    **weight_settings: Any,
+) -> RolloutRecord:
+    """Sample a group of responses and make its frame attention, crucial frames and token weights (method steps 1-8).
+
+    Args:
+        model: a Hugging Face video language model.
+        processor: its processor.
+        question: video, question and gold answer (which splits winners from losers).
+        sampling: how frames are sampled.
+        max_new_tokens: longest response.
+        responses: G.
+        instruction: appended to the question.
+        step: recorded as the training step the model is at.
+        weight_settings: passed to :func:`appo.perception.token_weights`.
+
+    Returns:
+        The group as a run folder records it.
+    """
+    videos = VideoCache(processor.video_processor, sampling)
+    messages = build_messages(question, instruction=instruction)
+    prompt = encode_prompt(processor, messages, [videos.read(path) for path in video_paths(messages)])
+    ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
+    texts = processor.batch_decode(ids_G, skip_special_tokens=True)
+    rewards_G = torch.tensor([score_answer(t, question.answer, question.kind, question.options) for t in texts])
+    row = {
+        "prompt": messages,
+        "id": question.id,
+        "question": question.question,
+        "answer": question.answer,
+        "kind": question.kind,
+        "event_frames": question.metadata.get("event_frames"),
+    }
+    samples = [
+        Sample(row, prompt["input_ids"][0].tolist(), ids.tolist(), text, None, prompt, reward[None])
+        for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
+    ]
+    with torch.no_grad():
+        scores = score_group(model, prompt, ids_G)
+    assert scores.frame_attention_GNF is not None
+    weights = token_weights(
+        scores.frame_attention_GNF,
+        scores.mask_GN,
+        rewards_G,
+        log_probs_at(model, scores.hidden_GNH),
+        **weight_settings,
+    )
+    advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
+    group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
+    return group_record(step, group, processor.tokenizer, ["accuracy_reward"])

@@ -1,0 +1,84 @@
+"""From a trainer's scored groups and logs to the lines of a run folder.
+
+Shape suffixes: G responses, N response tokens, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from appo.groups import Sample, ScoredGroup
+from appo.records import ResponseRecord, RolloutRecord, RunFolder
+
+if TYPE_CHECKING:
+    from appo.trainer import APPOTrainer
+
+
+class Recorder(TrainerCallback):
+    """Writes metrics.jsonl and rollouts.jsonl of a run while it trains."""
+
+    def __init__(self, folder: RunFolder, trainer: APPOTrainer) -> None:
+        self._folder = folder
+        self._tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        self._reward_names = list(trainer.reward_func_names)
+        self._groups = trainer.args.rollouts_per_step
+        trainer.on_rollout = self.on_rollout
+        trainer.add_callback(self)
+
+    def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """Record the first groups of a rollout."""
+        for group in groups[: self._groups]:
+            self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Record what TRL logs, on the main process only."""
+        if logs and state.is_world_process_zero:
+            self._folder.append_metrics({"step": state.global_step, **logs})
+
+
+def group_record(step: int, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str]) -> RolloutRecord:
+    """One scored group as it is written to rollouts.jsonl."""
+    row = group.samples[0].row
+    crucial = [] if group.weights is None else group.weights.crucial_F.nonzero()[:, 0].tolist()
+    return RolloutRecord(
+        step=step,
+        id=str(row.get("id", "")),
+        video=next(iter(_part(row["prompt"], "video")), ""),
+        question=str(row.get("question") or " ".join(_part(row["prompt"], "text"))),
+        answer=str(row.get("answer", "")),
+        kind=str(row.get("kind", "")),
+        timestamps=list(group.timestamps_F),
+        crucial_frames=crucial,
+        responses=[
+            _response_record(i, sample, group, tokenizer, reward_names) for i, sample in enumerate(group.samples)
+        ],
+        event_frames=row.get("event_frames"),
+    )
+
+
+def _response_record(
+    i: int, sample: Sample, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str]
+) -> ResponseRecord:
+    N = len(sample.completion_ids)
+    scores, weights = group.scores, group.weights
+    attention = None if scores is None else scores.frame_attention_GNF
+    return ResponseRecord(
+        text=tokenizer.decode(sample.completion_ids, skip_special_tokens=True),
+        tokens=[tokenizer.decode([token]) for token in sample.completion_ids],
+        weights=[1.0] * N if weights is None else weights.weights_GN[i, :N].tolist(),
+        chosen=[False] * N if weights is None else weights.chosen_GN[i, :N].tolist(),
+        frame_attention=[] if attention is None else attention[i, :N].tolist(),
+        rewards=dict(zip(reward_names, sample.rewards.tolist(), strict=True)),
+        advantage=float(group.advantages_G[i]),
+    )
+
+
+def _part(prompt: Any, kind: str) -> list[str]:
+    """The paths or texts of a conversation's parts of one kind."""
+    if isinstance(prompt, str):
+        return [prompt] if kind == "text" else []
+    parts = [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
+    return [str(part[kind]) for part in parts if part.get("type") == kind]

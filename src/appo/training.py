@@ -1,0 +1,126 @@
+"""`appo train`: a configuration (YAML, flags, or both) becomes a run folder with a trained policy in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+from trl import TrlParser
+
+from appo.config import APPOConfig
+from appo.display import TrainingBar
+from appo.prompts import INSTRUCTION, build_messages
+from appo.recording import Recorder
+from appo.records import RunFolder
+from appo.rewards import accuracy_reward, format_reward
+from appo.spotlight import generate, load_annotations, policy_path
+from appo.trainer import APPOTrainer
+from appo.types import VideoQA
+
+SPOTLIGHT = "spotlight"
+PAPER_REWARD_WEIGHTS = [0.9, 0.1]  # APPO sec. 4: 0.9 accuracy + 0.1 format
+
+
+@dataclass
+class TrainScript:
+    """What to train on what; everything else is a setting of :class:`appo.APPOConfig`."""
+
+    model: str = field(
+        default=SPOTLIGHT,
+        metadata={"help": "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy."},
+    )
+    annotations: str | None = field(
+        default=None,
+        metadata={"help": "annotations.jsonl of the embedded world; none: clips are generated into output_dir/clips."},
+    )
+    level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
+    clips: int = field(default=256, metadata={"help": "How many clips to generate."})
+    instruction: str | None = field(
+        default=None,
+        metadata={"help": "Appended to every question; default: the answer format, nothing for the tiny policy."},
+    )
+
+
+class OneLineParser(TrlParser):
+    """TRL's parser (flags = YAML = dataclass) whose errors are one line, not two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError instead of printing the usage."""
+        raise ValueError(f"{message}; `appo train --help` shows an example")
+
+
+def parse(arguments: Sequence[str]) -> tuple[TrainScript, APPOConfig]:
+    """Settings from ``--config FILE`` and flags; a flag wins over the file.
+
+    Raises:
+        ValueError: an unknown or impossible setting, named.
+        OSError: the file cannot be read.
+    """
+    script, config = OneLineParser((TrainScript, APPOConfig)).parse_args_and_config(list(arguments))
+    return script, config
+
+
+def rows_of(questions: Sequence[VideoQA], instruction: str) -> Dataset:
+    """Questions as training rows: the prompt and what the reward functions need."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": build_messages(question, instruction=instruction),
+                "answer": question.answer,
+                "kind": question.kind,
+                "options": list(question.options),
+                "id": question.id,
+                "question": question.question,
+                "event_frames": question.metadata.get("event_frames"),
+            }
+            for question in questions
+        ]
+    )
+
+
+def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
+    """Train, recording everything; returns the run folder, which holds the trained policy in ``policy/``.
+
+    Raises:
+        ValueError, appo.records.RecordError, appo.video.VideoError, appo.trainer.BlindPolicyError: one line each.
+    """
+    folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
+    if script.annotations is None:
+        questions = generate(folder.path / "clips", script.level, script.clips, config.seed)
+    else:
+        questions = load_annotations(script.annotations)
+    tiny = script.model == SPOTLIGHT
+    instruction = script.instruction if script.instruction is not None else "" if tiny else INSTRUCTION
+    model, processor = load_model(policy_path() if tiny else script.model, config)
+    trainer = make_trainer(model, processor, rows_of(questions, instruction), config, folder, console)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(str(folder.path / "policy"))
+    return folder.path
+
+
+def load_model(source: str | Path, config: APPOConfig) -> tuple[Any, Any]:
+    """Model (float32 master weights, as TRL trains them) and processor; no remote code unless the config says so."""
+    kwargs = {"dtype": "float32", **(config.model_init_kwargs or {})}
+    model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=config.trust_remote_code, **kwargs)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=config.trust_remote_code, padding_side="left")
+    return model, processor
+
+
+def make_trainer(
+    model: Any, processor: Any, rows: Dataset, config: APPOConfig, folder: RunFolder, console: Console
+) -> APPOTrainer:
+    """A trainer with the paper's two rewards that records into ``folder`` and shows a progress bar."""
+    if config.reward_weights is None:
+        config.reward_weights = PAPER_REWARD_WEIGHTS
+    trainer = APPOTrainer(
+        model, [accuracy_reward, format_reward], config, train_dataset=rows, processing_class=processor
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TrainingBar(console))
+    Recorder(folder, trainer)
+    return trainer
