@@ -71,6 +71,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     from appo.demo import DemoSettings, run_demo
 
+    _quiet_bars()
     output = arguments.output or Path("runs") / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     settings = DemoSettings(output, arguments.method, arguments.steps, arguments.seed, arguments.questions)
     run_demo(settings, Console())
@@ -82,6 +83,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from appo.training import parse, train
 
+    _quiet_bars()
     if arguments.config is None and not rest:
         raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
     config = [] if arguments.config is None else ["--config", arguments.config]
@@ -89,6 +91,14 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = train(*parse([*config, *rest]), console)
     console.print(f"run folder: {folder}", highlight=False)
     return 0
+
+
+def _quiet_bars() -> None:
+    """Loading bars of transformers are for eyes only: in a log they would bury the one line that says what is wrong."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _positive(text: str) -> int:

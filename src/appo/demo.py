@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from appo.config import APPOConfig
-from appo.display import accuracy_table, print_group
+from appo.display import accuracy_table, print_group, write_picture
 from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord, RunFolder
 from appo.spotlight import generate, load_policy
 from appo.spotlight.world import LEVELS, MAX_SECONDS
-from appo.training import make_trainer, rows_of
+from appo.training import fit, make_trainer, rows_of
 from appo.types import VideoQA
 from appo.video import FrameSampling
 
@@ -89,8 +89,8 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     train_questions, held_out = _clips(settings, config, console)
     model, processor = load_policy()
     before = _evaluate(model, processor, held_out, "before training", console)
-    trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder, console)
-    trainer.train()
+    trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
+    fit(trainer, console)
     _assert_rewards_varied(trainer.state.log_history)
     trainer.save_model(str(folder.path / "policy"))
     after = _evaluate(model, processor, held_out, "after training", console)
@@ -200,7 +200,10 @@ def _write_evaluation(
 
 
 def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folder: RunFolder, console: Console) -> None:
+    groups = [(title, replace(record, video=Path(record.video).name)) for title, record in groups]
+    table = accuracy_table(result.before, result.after)
     for title, record in groups:
-        print_group(console, title, replace(record, video=str(Path(record.video).relative_to(folder.path))))
-    console.print(accuracy_table(result.before, result.after))
-    console.print(f"run folder: {folder.path}", highlight=False)
+        print_group(console, title, record)
+    console.print(table)
+    write_picture(folder.path / "summary.svg", groups, table)
+    console.print(f"run folder: {folder.path} (metrics.jsonl, rollouts.jsonl, evaluation.json, summary.svg, policy/)")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +16,8 @@ from transformers import TrainerCallback
 
 from appo.evaluate import Accuracy
 from appo.records import ResponseRecord, RolloutRecord
+
+PICTURE_WIDTH = 120
 
 # name in TRL's logs -> name on screen
 SHOWN = {
@@ -58,9 +63,20 @@ class TrainingBar(TrainerCallback):
         if not self._console.is_terminal and (state.global_step % self._lines_every == 0 or last):
             self._console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the finished bar on screen."""
+    def close(self) -> None:
+        """Leave the bar as it is on screen and give the cursor back."""
         self._progress.stop()
+
+
+def write_picture(path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table) -> None:
+    """Groups and table as an SVG picture of the terminal, to look at later or to show around."""
+    console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, force_terminal=True)
+    for title, record in groups:
+        print_group(console, title, record)
+    console.print(table)
+    svg = console.export_svg(title="appo demo")
+    # The picture must not fetch fonts: viewers use their own monospaced one.
+    path.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:

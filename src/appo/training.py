@@ -97,8 +97,8 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     tiny = script.model == SPOTLIGHT
     instruction = script.instruction if script.instruction is not None else "" if tiny else INSTRUCTION
     model, processor = load_model(policy_path() if tiny else script.model, config)
-    trainer = make_trainer(model, processor, rows_of(questions, instruction), config, folder, console)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer = make_trainer(model, processor, rows_of(questions, instruction), config, folder)
+    fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
     return folder.path
 
@@ -111,16 +111,22 @@ def load_model(source: str | Path, config: APPOConfig) -> tuple[Any, Any]:
     return model, processor
 
 
-def make_trainer(
-    model: Any, processor: Any, rows: Dataset, config: APPOConfig, folder: RunFolder, console: Console
-) -> APPOTrainer:
-    """A trainer with the paper's two rewards that records into ``folder`` and shows a progress bar."""
+def make_trainer(model: Any, processor: Any, rows: Dataset, config: APPOConfig, folder: RunFolder) -> APPOTrainer:
+    """A trainer with the paper's two rewards that records into ``folder``."""
     if config.reward_weights is None:
         config.reward_weights = PAPER_REWARD_WEIGHTS
-    trainer = APPOTrainer(
-        model, [accuracy_reward, format_reward], config, train_dataset=rows, processing_class=processor
-    )
+    rewards = [accuracy_reward, format_reward]
+    trainer = APPOTrainer(model, rewards, config, train_dataset=rows, processing_class=processor)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(TrainingBar(console))
     Recorder(folder, trainer)
     return trainer
+
+
+def fit(trainer: APPOTrainer, console: Console) -> None:
+    """Train under a progress bar, which is taken down however training ends."""
+    bar = TrainingBar(console)
+    trainer.add_callback(bar)
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    finally:
+        bar.close()
