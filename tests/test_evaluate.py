@@ -1,0 +1,119 @@
+"""evaluate and inspection: what a model is worth and what a group of it looked at."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from appo.display import accuracy_table, print_group, write_picture
+from appo.evaluate import Prediction, accuracy, predict, wilson_interval
+from appo.inspection import inspect_question
+from appo.records import RolloutRecord
+from appo.spotlight import build_policy
+from appo.video import FrameSampling
+from runs import clips
+
+SAMPLING = FrameSampling(2.0, 16, 4)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    return clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def record(questions) -> RolloutRecord:
+    model, processor = build_policy(0)
+    torch.manual_seed(0)
+    return inspect_question(
+        model, processor, questions[0], SAMPLING, max_new_tokens=12, responses=3, instruction="", step=7, max_weight=1.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"),
+    # Agresti & Coull 1998 and R's prop.test(..., correct = FALSE)
+    [(0.5, 10, 0.2366, 0.7634), (0.0, 10, 0.0, 0.2775), (1.0, 20, 0.8389, 1.0), (0.81, 263, 0.7583, 0.8528)],
+)
+def test_wilson_interval_equals_published_values(share, n, low, high):
+    assert wilson_interval(share, n) == (pytest.approx(low, abs=2e-4), pytest.approx(high, abs=2e-4))
+
+
+def test_accuracy_counts_unparsable_answers_as_wrong():
+    result = accuracy([Prediction("a", "", 1.0, True), Prediction("b", "", 0.0, True), Prediction("c", "", 0.0, False)])
+    assert (result.mean, result.parsed, result.questions) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 3)
+    with pytest.raises(ValueError, match="no predictions"):
+        accuracy([])
+
+
+def test_predictions_do_not_depend_on_the_batch_and_leave_the_mode_alone(questions):
+    model, processor = build_policy(0)
+    model.train()
+    done: list[int] = []
+    settings = {"max_new_tokens": 10, "instruction": ""}
+    three = predict(model, processor, questions[:5], SAMPLING, batch_size=3, on_progress=done.append, **settings)
+    assert done == [3, 5]
+    assert model.training
+    assert three == predict(model, processor, questions[:5], SAMPLING, batch_size=1, **settings)
+    assert [p.id for p in three] == [q.id for q in questions[:5]]
+
+
+def test_a_scripted_answer_scores(questions, monkeypatch):
+    """The gold answer earns 1, another one 0: through generation and decoding, with the model's choice scripted."""
+    model, processor = build_policy(0)
+    texts = [f"<think> i look </think> <answer> {answer} </answer>" for answer in (questions[0].answer, "nothing")]
+    ids = [torch.tensor(processor.tokenizer(text)["input_ids"]) for text in texts]
+    monkeypatch.setattr("appo.evaluate.generate", lambda *args, **kwargs: [[one] for one in ids])
+    same = [questions[0], replace(questions[0], id="again")]
+    right, wrong = predict(model, processor, same, SAMPLING, max_new_tokens=10, instruction="")
+    assert (right.right, right.parsed) == (1.0, True)
+    assert wrong.right == 0.0
+
+
+def test_inspection_records_a_whole_group(record, questions):
+    assert (record.step, record.id, record.answer) == (7, questions[0].id, questions[0].answer)
+    assert record.event_frames == questions[0].metadata["event_frames"]
+    assert len(record.responses) == 3
+    assert len(record.timestamps) == 8
+    for response in record.responses:
+        assert len(response.tokens) == len(response.weights) == len(response.frame_attention) <= 12
+        assert all(1.0 <= weight <= 1.5 for weight in response.weights)
+        assert all(0 < value < 1 for row in response.frame_attention for value in row)
+        assert all(sum(row) < 1 for row in response.frame_attention), "frames average over tokens, softmax over keys"
+    assert RolloutRecord.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def shown(draw) -> str:
+    console = Console(file=io.StringIO(), width=160, force_terminal=False)
+    draw(console)
+    return console.file.getvalue()
+
+
+def test_a_group_on_screen_names_crucial_frames_and_a_winner_and_a_loser(record):
+    won = replace(record.responses[0], text="won", tokens=["green"], weights=[1.7], chosen=[True], frame_attention=[])
+    won = replace(won, rewards={"accuracy_reward": 1.0})
+    lost = replace(won, tokens=["pink"], rewards={"accuracy_reward": 0.0})
+    group = replace(record, crucial_frames=[2], event_frames=[2], responses=[won, lost])
+    text = shown(lambda console: print_group(console, "won over", group))
+    for expected in ("won over", record.question, "crucial: 2.2s", "[2.2s]", "1 of 2 right", "winner    green", "pink"):
+        assert expected in text
+    none = shown(lambda console: print_group(console, "lost", replace(group, crucial_frames=[], responses=[lost])))
+    assert "crucial: none" in none
+    assert "winner" not in none
+
+
+def test_the_table_shows_gain_and_interval(tmp_path, record):
+    before = {"L1": accuracy([Prediction("a", "", float(i < 5), True) for i in range(10)])}
+    after = {"L1": accuracy([Prediction("a", "", float(i < 8), i > 0) for i in range(10)])}
+    text = shown(lambda console: console.print(accuracy_table(before, after)))
+    for expected in ("L1", "10", "50.0 % (24-76)", "80.0 % (49-94)", "+30.0", "100 %", "90 %"):
+        assert expected in text
+    write_picture(tmp_path / "a.svg", [("won over", record)], accuracy_table(before, after))
+    svg = (tmp_path / "a.svg").read_text()
+    assert "+30.0" in svg
+    assert "@font-face" not in svg
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "").replace("https://www.textualize.io", "")
