@@ -77,15 +77,22 @@ def write_clip(
     return path
 
 
-def write_sound(path: Path, codec: str = "aac", seconds: float = 0.5) -> Path:
-    """A file with a tone and no picture."""
+def write_sound(path: Path, codec: str = "aac", *, cover_HWC: np.ndarray | None = None) -> Path:
+    """Half a second of tone without moving pictures, perhaps with a cover picture as music files have."""
     rate = 48_000
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout="mono")
-        wave = np.sin(np.arange(int(rate * seconds)) * 0.05) * 8000
+        sound = container.add_stream(codec, rate=rate, layout="mono")
+        wave = np.sin(np.arange(rate // 2) * 0.05) * 8000
         frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts = rate, 0
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
+        packets = []
+        if cover_HWC is not None:
+            cover = container.add_stream("png", rate=1)
+            cover.height, cover.width = cover_HWC.shape[:2]
+            cover.pix_fmt = "rgb24"
+            cover.disposition = av.stream.Disposition.attached_pic
+            packets += cover.encode(av.VideoFrame.from_ndarray(cover_HWC, format="rgb24")) + cover.encode(None)
+        for packet in [*packets, *sound.encode(frame), *sound.encode(None)]:
             container.mux(packet)
     return path
 

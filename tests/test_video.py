@@ -67,11 +67,11 @@ def test_frames_times_and_rate_are_those_of_the_file(
     codec: str,
     options: dict[str, str],
 ) -> None:
-    path = clips.write_clip(tmp_path / f"clip.{suffix}", clips.counted_frames(60), fps, codec, options=options)
+    path = clips.write_clip(tmp_path / f"clip.{suffix}", clips.counted_frames(50), fps, codec, options=options)
     video = read_video(path, processor, FrameSampling(fps=2, max_frames=16, min_frames=4))
 
     assert video.fps == pytest.approx(float(fps), rel=1e-12)  # exactly the container's, not 33 ms rounded
-    assert video.total_frames == 60
+    assert video.total_frames == 50
     assert clips.indices_seen(video.frames_THWC) == video.frame_indices
     assert video.frames_THWC.dtype == np.uint8
     assert video.frames_THWC.shape == (len(video.frame_indices), 48, 64, 3)
@@ -373,6 +373,10 @@ def _sound_wav(folder: Path) -> Path:
     return clips.write_sound(folder / "sound.wav", "pcm_s16le")
 
 
+def _sound_with_cover(folder: Path) -> Path:
+    return clips.write_sound(folder / "song.flac", "flac", cover_HWC=clips.counted_frames(1)[0])
+
+
 def _one_frame(folder: Path) -> Path:
     return clips.write_clip(folder / "one.mp4", clips.counted_frames(1), 10)
 
@@ -404,6 +408,7 @@ def _no_duration(folder: Path) -> Path:
         (_start_missing, CorruptVideoError, "only 12 of 19 frames can be decoded"),
         (_sound_m4a, NoVideoStreamError, "no video stream"),
         (_sound_wav, NoVideoStreamError, "no video stream"),
+        (_sound_with_cover, NoVideoStreamError, "no video stream"),
         (_one_frame, TooFewFramesError, "has one frame"),
         (_picture, TooFewFramesError, "has one frame"),
         (_no_duration, ZeroDurationError, "lasts 0 seconds"),
