@@ -1,4 +1,4 @@
-"""The embedded world: short clips with one-second events, questions about them, and a tiny policy that looks lazily.
+"""The embedded world: short clips with one-second events, questions about them, and a tiny lazy policy.
 
 Everything needed to try reinforcement learning on real video files within minutes on a CPU:
 

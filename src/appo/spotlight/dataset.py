@@ -25,13 +25,11 @@ def samples(dials: Dials, count: int, seed: int | str) -> Iterator[tuple[Scene, 
         yield scene, make_question(scene, TASKS[index % len(TASKS)], rng)
 
 
-def generate(
-    folder: str | Path, level: str, count: int, seed: int, *, workers: int = 1
-) -> list[VideoQA]:
+def generate(folder: str | Path, level: str, count: int, seed: int, *, workers: int = 1) -> list[VideoQA]:
     """Write `count` clips of a level and their questions; the same arguments give the same bytes.
 
     Args:
-        folder: where mp4 files and `annotations.jsonl` go; made if missing, files of the same name are replaced.
+        folder: for mp4 files and `annotations.jsonl`; made if missing, files of the same name are replaced.
         level: "L1" (in distribution), "L2" or "L3" (see `world.LEVELS`).
         count: clips, one question each.
         seed: anything else with the same level and another seed is fresh.
@@ -61,7 +59,7 @@ def generate(
 
 
 def load_annotations(path: str | Path) -> list[VideoQA]:
-    """Read an annotations file (or the folder that holds it); video paths come out relative to its folder's place."""
+    """Read an annotations file, or the one in a folder; its video paths are relative to where it lies."""
     path = Path(path)
     path = path / ANNOTATIONS if path.is_dir() else path
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -82,9 +80,7 @@ def load_annotations(path: str | Path) -> list[VideoQA]:
 def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, Any]:
     """One line of the annotations. Seconds and the language model's frames are the same numbers here."""
     evidence = sorted(scene.events[index].second for index in question.evidence)
-    events = [
-        {"shape": e.shape, "colour": e.colour, "second": e.second, "cell": e.cell} for e in scene.events
-    ]
+    events = [{"shape": e.shape, "colour": e.colour, "second": e.second, "cell": e.cell} for e in scene.events]
     return {
         "id": name,
         "video": f"{name}.mp4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +56,11 @@ def render(scene: Scene) -> Frames:
 @lru_cache(maxsize=256)
 def glyph(shape: str, size: int) -> Floats:
     """Coverage of a shape, float32 (size, size, 1) in [0, 1], smoothed by 4 x 4 samples a pixel."""
-    axis = (np.arange(size * 4, dtype=np.float32) + 0.5) / (size * 2) - 1
+    axis = (np.arange(size * 4) + 0.5) / (size * 2) - 1
     x, y = np.meshgrid(axis, axis)
-    inside = _inside(shape, x, y).astype(np.float32)
-    return inside.reshape(size, 4, size, 4).mean(axis=(1, 3))[..., None]
+    inside = np.asarray(_inside(shape, x, y), dtype=np.float32)
+    coverage: Floats = inside.reshape(size, 4, size, 4).mean(axis=(1, 3))[..., None]
+    return coverage
 
 
 def background(texture: str, rng: np.random.Generator) -> Frames:
@@ -86,9 +88,8 @@ def _pattern(texture: str, rng: np.random.Generator) -> Floats:
     elif texture == "clouds":
         field = _clouds(rng)
     elif texture == "waves":
-        field = 0.5 + 0.5 * np.sin(
-            2 * np.pi * (along * scale + 0.35 * np.sin(2 * np.pi * across * 2 + phase))
-        )
+        bend = 0.35 * np.sin(4 * np.pi * across + phase)
+        field = 0.5 + 0.5 * np.sin(2 * np.pi * (along * scale + bend))
     elif texture == "rays":
         field = 0.5 + 0.5 * np.sign(np.sin(np.arctan2(y - phase, x - 0.5) * round(2 * scale)))
     else:
@@ -106,8 +107,8 @@ def _clouds(rng: np.random.Generator) -> Floats:
     return field
 
 
-def _inside(shape: str, x: Floats, y: Floats) -> NDArray[np.bool_]:
-    """Which points of [-1, 1]² (y down) belong to a shape."""
+def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> Any:
+    """Which points of [-1, 1]² (y down) belong to a shape, as booleans of the same form."""
     ax, ay = np.abs(x), np.abs(y)
     radius = np.hypot(x, y)
     if shape == "square":

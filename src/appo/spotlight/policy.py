@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,10 @@ from transformers import (
 )
 
 from appo.spotlight.processor import build_processor
+
+ROPE_THETA = 1e4
+LOOKUP_SCALE = 0.8
+PREVIOUS_SCALE = 4.0
 
 
 def policy_path() -> Path:
@@ -43,8 +48,9 @@ def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwe
 def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Scale the initial weights to the layers' widths.
 
-    With the default (0.02 everywhere) a hidden size of 128 leaves residual updates so small that nothing is learned
-    within hundreds of steps (ours, measured): 1 / sqrt(fan_in), halved where a layer writes to the residual stream.
+    With the default (0.02 everywhere) a hidden size of 128 leaves residual updates so small that nothing is
+    learned within hundreds of steps (ours, measured). So 1 / sqrt(fan_in), halved where a layer writes to the
+    residual stream.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -57,6 +63,34 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
             nn.init.normal_(module.weight, std=fan_in**-0.5)
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     model.tie_weights()
+    for number, layer in enumerate(model.model.language_model.layers):
+        _start_as_lookup(layer.self_attn, previous=number == 0)
+
+
+@torch.no_grad()
+def _start_as_lookup(attention: Any, *, previous: bool) -> None:
+    """Let attention start as «find what resembles me and copy it» («mimetic» initialisation, Trockman and Kolter).
+
+    The first query head of each group equals its key head, so like attends to like, and its output undoes its value,
+    so what is copied reaches the tied output embeddings unchanged. Binding two attributes through a third is then
+    sharpened rather than discovered. With `previous`, the first group looks at the token before instead: constant
+    queries and keys that rotary positions turn against each other by one step.
+    """
+    size = attention.head_dim
+    groups = attention.num_key_value_groups
+    query, key, value, out = (getattr(attention, f"{name}_proj") for name in "qkvo")
+    for head in range(key.out_features // size):
+        rows = slice(head * size, (head + 1) * size)
+        first = slice(head * groups * size, (head * groups + 1) * size)
+        key.weight[rows] *= LOOKUP_SCALE
+        query.weight[first] = key.weight[rows]
+        out.weight[:, first] = value.weight[rows].T
+        if previous and head == 0:
+            steps = ROPE_THETA ** (-torch.arange(size // 2) / (size // 2))
+            for weight in (query.weight[first], key.weight[rows]):
+                weight.zero_()
+            key.bias[rows] = torch.cat([torch.ones_like(steps), torch.zeros_like(steps)]) * PREVIOUS_SCALE
+            query.bias[first] = torch.cat([steps.cos(), -steps.sin()]) * PREVIOUS_SCALE
 
 
 def _config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
@@ -70,7 +104,7 @@ def _config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]},
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -104,7 +138,7 @@ def _config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
 
 
 def _generation(processor: Qwen2_5_VLProcessor) -> GenerationConfig:
-    """Plain sampling at temperature 1. Placeholders of images and videos must never be sampled: features would miss."""
+    """Plain sampling at temperature 1, never of a vision placeholder: features and tokens would not match."""
     tokenizer = processor.tokenizer
     placeholders = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     return GenerationConfig(

@@ -1,7 +1,7 @@
-"""The word-level tokenizer and the Qwen2.5-VL processor of the tiny policy, built once from a fixed vocabulary.
+"""The word-level tokenizer and the Qwen2.5-VL processor of the tiny policy, from a fixed vocabulary.
 
-The files in `tiny_policy/` are the truth: building them again after a change of the vocabulary would silently give
-words other ids, so a test compares the two.
+The files in `tiny_policy/` are the truth: after a change of the vocabulary the same words would silently have other
+ids, so a test compares the two.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SPECIAL = (
     "<|video_pad|>",
 )
 UNKNOWN = "<unk>"
-# Words of questions and chat roles, and a little room so that instructions and new tasks need no new tokenizer.
+# Words of questions and chat roles, and a little room so that new tasks need no new tokenizer.
 PROMPT_WORDS = """
-system user assistant what colour is the shape one which came first , or when does appear ? . : ; ! yes no a b c d
-think answer question video clip frame second about then between and tags inside put word your reasoning step by last
-before after how many there are not image true false left right up down middle none
-""".split()
+system user assistant what colour is the shape one which came first , or when does appear ? . : ; ! yes no
+a b c d think answer question video clip frame second about then between and tags inside put word your reasoning
+step by last before after how many there are not image true false left right up down middle none
+"""
 FRAME_PIXELS = 56 * 56  # 2 x 2 merged tokens of 28 x 28 pixels each
 
 CHAT_TEMPLATE = """{%- for message in messages -%}
@@ -51,15 +51,15 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 
 def vocabulary() -> dict[str, int]:
-    """Word -> id: special tokens first, then content words, then the teacher's and the prompts' words in order."""
+    """Word -> id: special tokens, then content words, then the words of teacher and prompts in order."""
     seconds = [str(second) for second in range(MAX_SECONDS + 1)]
     content = [*SHAPES, *COLOURS, *DISTRACTORS, *seconds]
-    other = sorted((teacher.all_words() | set(PROMPT_WORDS)) - set(content))
+    other = sorted((teacher.all_words() | set(PROMPT_WORDS.split())) - set(content))
     return {word: index for index, word in enumerate([*SPECIAL, UNKNOWN, *content, *other])}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Words between spaces, punctuation apart; decoding joins words by spaces, so text of known words survives."""
+    """Words between spaces, punctuation apart; decoding joins words by spaces, so known words survive."""
     core = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(

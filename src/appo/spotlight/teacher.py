@@ -1,14 +1,15 @@
-"""What the tiny policy is taught to say. Standard library only; used in the supervised warm start, never in RL.
+"""What the tiny policy is taught to say. Standard library only; for the warm start only, never in RL.
 
 The reasoning commits in words to *what* it looks at and *when* («i look at the star at 5 .») before it reports
-anything about it. Attention that emits a token cannot depend on that token, so responses of one group attend alike
-until they have committed to different events; everything after the commitment is about that one event. Around these
-few decisive words there is much freedom of paraphrase, as in real chains of thought.
+anything about it. Attention that emits a token cannot depend on that token, so responses of one group attend
+alike until they have committed to different events; what follows is about that one event. Around these few
+decisive words there is much freedom of paraphrase, as in real chains of thought.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 
 from appo.spotlight.world import Distractor, Event, Question, Scene, answer_of
 
@@ -91,7 +92,7 @@ CONCLUSIONS = (
 def respond(scene: Scene, question: Question, focus: int, rng: random.Random) -> str:
     """A response that looks at event number `focus` and reports, checks and answers what is seen there.
 
-    `focus = question.asked` is the honest teacher; any other event is the lazy one, consistent in its mistake.
+    `focus = question.asked` is the honest teacher; any other is the lazy one, consistent in its mistake.
     """
     event = scene.events[focus]
     answer = answer_of(event, question.task)
@@ -114,16 +115,24 @@ def respond(scene: Scene, question: Question, focus: int, rng: random.Random) ->
     return f"<think> {reasoning} </think> <answer> {answer} </answer>"
 
 
-def terse(scene: Scene, question: Question, focus: int, rng: random.Random) -> str:
-    """The decisive words alone: the first lessons are learned faster without ornaments."""
-    event = scene.events[focus]
-    answer = answer_of(event, question.task)
-    name = f"{event.colour} one" if question.task == "shape" else event.shape
-    commitment = rng.choice(COMMITMENTS).format(name=name, second=event.second)
-    report = rng.choice(REPORTS[question.task]).format(
-        colour=event.colour, shape=event.shape, second=event.second
+def drill(scene: Scene, rng: random.Random) -> str:
+    """Dictation for the first lessons: one attribute of every event, followed by another of the same event.
+
+    What is to be looked up stands right before it, so one attention step from word to cell is enough. From whole
+    responses alone the model first finds crutches (the frame by the second just written down) and stays at chance
+    for hundreds of steps at what matters, the frame by the name (ours, measured). One pair an event, because a second
+    one could be copied from the first.
+    """
+    patterns = (
+        "{shape} {colour}",
+        "{colour} {shape}",
+        "{shape} {second}",
+        "{shape} at {second}",
+        "{colour} one at {second}",
     )
-    return f"<think> {commitment} {report} </think> <answer> {answer} </answer>"
+    events = rng.sample(scene.events, len(scene.events))
+    pairs = [rng.choice(patterns).format(**asdict(event)) for event in events]
+    return f"<think> {' , '.join(pairs)} </think>"
 
 
 def all_words() -> set[str]:

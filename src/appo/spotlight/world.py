@@ -1,11 +1,11 @@
-"""What can happen in a clip, and what can be asked about it. Standard library only; everything follows from a seed.
+"""What can happen in a clip, and what can be asked. Standard library only; everything follows from a seed.
 
-A clip is a muted background with wandering distractors, a clock bar along the bottom edge, and a few *events*: a
-coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order of
-two); all others are there to be looked at by mistake.
+A clip is a muted background with wandering distractors, a clock bar along the bottom edge, and a few *events*:
+a coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order
+of two); all others are there to be looked at by mistake.
 
-One second is one frame as the language model sees it: clips are sampled at 2 frames per second and Qwen2.5-VL merges
-two sampled frames into one temporal patch.
+One second is one frame as the language model sees it: clips are sampled at 2 frames per second and Qwen2.5-VL
+merges two sampled frames into one temporal patch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CELLS = 4  # 2 x 2, one merged vision token each
 FAMILIAR_TEXTURES = ("plain", "gradient", "stripes", "checks")
 NEW_TEXTURES = ("clouds", "waves", "rays")
 
-# Every shape and every colour misses exactly one partner: 8 of 64 pairs, never seen at level 1 nor in the warm start.
+# Every shape and every colour misses one partner: 8 of 64 pairs, never seen at level 1 nor in the warm start.
 HELD_OUT_PAIRS = frozenset((SHAPES[i], COLOURS[(3 * i + 1) % 8]) for i in range(8))
 
 
@@ -53,9 +53,7 @@ class Dials:
 LEVELS = {
     "L1": Dials(),
     "L2": Dials(textures=NEW_TEXTURES, noise=10.0, held_out=0.5),
-    "L3": Dials(
-        seconds=12, events=(3, 4), distractors=(3, 4), textures=NEW_TEXTURES, noise=10.0, held_out=0.5
-    ),
+    "L3": Dials(seconds=12, events=(3, 4), distractors=(3, 4), textures=NEW_TEXTURES, noise=10.0, held_out=0.5),
 }
 
 
@@ -123,7 +121,7 @@ class Question:
 
 
 def make_scene(dials: Dials, rng: random.Random) -> Scene:
-    """Draw a scene; events of one scene differ in shape, colour and second, and no distractor shares their colours.
+    """Draw a scene. Its events differ in shape, colour and second, and no distractor shares their colours.
 
     Raises:
         ValueError: when the dials ask for more seconds or events than there can be.
@@ -165,9 +163,7 @@ def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
 
 def answer_of(event: Event, task: str) -> str:
     """What one answers to a task when looking at this event, rightly or not."""
-    return {"colour": event.colour, "shape": event.shape, "first": event.shape, "when": str(event.second)}[
-        task
-    ]
+    return {"colour": event.colour, "shape": event.shape, "first": event.shape, "when": str(event.second)}[task]
 
 
 def _draw_pairs(count: int, held_out: float, rng: random.Random) -> list[tuple[str, str]]:
