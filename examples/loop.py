@@ -135,6 +135,7 @@ def train(
                 accuracies.append(accuracy_G)
                 if rewards_G.max() - rewards_G.min() < 1e-6:
                     continue  # every advantage would be 0
+                # Steps 1 to 8: attention to frames becomes one weight per token (see `look`, below).
                 scores, perception = look(model, prompt, responses, accuracy_G, settings)
                 # GRPO's advantage compares an answer with its group; the weights say where in it that was decided.
                 advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4)
