@@ -120,11 +120,8 @@ def _config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
         "temporal_patch_size": 2,
         "spatial_merge_size": 2,
         "window_size": 112,
-        "fullatt_block_indexes": [
-            0,
-            1,
-        ],  # a frame is 4 x 4 patches: every patch sees its whole frame, clock included
-        "tokens_per_second": 1,  # one second a frame: positions never run ahead of the text that follows the video
+        "fullatt_block_indexes": [0, 1],  # every patch sees its whole frame of 4 x 4 patches, clock included
+        "tokens_per_second": 1,  # one position a second, and a frame lasts one second
     }
     return Qwen2_5_VLConfig(
         text_config=text,

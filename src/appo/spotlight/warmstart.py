@@ -43,6 +43,7 @@ from appo.spotlight.lessons import (
 )
 from appo.spotlight.measure import measure
 from appo.spotlight.policy import build_policy
+from appo.spotlight.processor import build_processor
 from appo.spotlight.world import CELLS, LEVELS, Dials
 
 # In distribution, with mild variants (noise, longer clips, more distractors), or unseen ones break the format first.
@@ -55,8 +56,8 @@ VISION_SCALE = 8.0  # of dot products with embeddings of norm about 1: confident
 STAGES = (
     Stage("two events", (2,), 2, 250, full=False),
     Stage("whole clips", (8, 8, 12), 4, 100, full=False),
-    Stage("honest", (8, 8, 12), 4, 300, final_rate=1e-4),
-    Stage("lazy", (8, 8, 12), 4, 80, lazy=0.5, rate=5e-4, final_rate=1e-4),
+    Stage("honest", (8, 8, 12), 4, 600, final_rate=3e-5),
+    Stage("lazy", (8, 8, 12), 4, 100, lazy=0.5, rate=4e-4, final_rate=3e-5),
 )
 
 
@@ -76,7 +77,7 @@ class Recipe:
 
     seed: int = 0
     vision_clips: int = 500
-    vision_steps: int = 400
+    vision_steps: int = 600
     short_clips: int = 800
     long_clips: int = 300
     stages: tuple[Stage, ...] = STAGES
@@ -94,15 +95,17 @@ def warm_start(recipe: Recipe, output: Path) -> dict[str, Any]:
     }
     lessons = Lessons(processor, pools, recipe.seed)
     optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=1e-3, weight_decay=0.01)
-    record: dict[str, Any] = {"recipe": asdict(recipe), "versions": versions(), "log": log, "measured": {}}
+    command = f"python -m appo.spotlight.warmstart --output DIR --seed {recipe.seed}"
+    record: dict[str, Any] = {"command": command, "versions": versions(), "measured": {}}
     for stage in recipe.stages:
         log[stage.name] = train_stage(model, lessons, stage, optimizer)
         if stage.name in ("honest", "lazy"):
-            record["train_seconds"] = round(time.perf_counter() - start)
+            pause = time.perf_counter()
             record["measured"][stage.name] = measure_levels(model, processor, recipe)
+            start += time.perf_counter() - pause  # seconds of training only
     model.save_pretrained(output)
-    processor.save_pretrained(output)
-    record["seconds"] = round(time.perf_counter() - start)
+    build_processor().save_pretrained(output)  # a fresh one: batches leave padding settings in a tokenizer
+    record |= {"seconds": round(time.perf_counter() - start), "recipe": asdict(recipe), "log": log}
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
