@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.attention import _visible_keys, capture_frame_attention
-from appo.scoring import group_rows, log_probs_at, score_group
+from appo.packing import group_rows
+from appo.scoring import log_probs_at, score_group
 from appo.spans import frame_spans
 from tiny import VIDEO, PromptShape, random_prompt, random_responses
 from tiny import tiny_model as build_tiny_model
@@ -236,10 +237,12 @@ def test_scores_equal_one_row_at_a_time(shape, lengths, temperature, seed):
     assert scores.mask_GN.sum(1).tolist() == lengths
 
 
-def test_log_prob_gradients_equal_those_of_the_full_logits():
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_log_prob_gradients_equal_those_of_the_full_logits(shared_prefix):
     prompt, responses = random_prompt(PromptShape()), random_responses([3, 5])
-    model = build_tiny_model()
-    score_group(model, prompt, responses).log_probs_GN.sum().backward()
+    prompt = {key: value.double() if value.is_floating_point() else value for key, value in prompt.items()}
+    model = build_tiny_model(dtype=torch.float64)
+    score_group(model, prompt, responses, shared_prefix=shared_prefix).log_probs_GN.sum().backward()
     actual = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     rows, mask = group_rows(prompt, responses)
@@ -247,7 +250,7 @@ def test_log_prob_gradients_equal_those_of_the_full_logits():
     log_probs = model(**rows).logits[:, P - 1 : -1].log_softmax(-1).gather(-1, rows["input_ids"][:, P:, None])[..., 0]
     log_probs[mask].sum().backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_capture_layers_zero_captures_nothing_and_attention_never_carries_gradients():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,9 +120,9 @@ def test_calls_about_slices_of_rows_get_the_videos_of_their_groups():
         {"pixel_values_videos": torch.full((2, 3), float(i)), "video_grid_thw": torch.tensor([[1, 2, i + 1]])}
         for i in range(2)
     ]
-    config = type("Config", (), {"image_token_id": 8, "video_token_id": 9})
+    base = SimpleNamespace(config=SimpleNamespace(image_token_id=8, video_token_id=9))
     calls = []
-    model = SeeingModel(lambda **inputs: calls.append(inputs), prompts, 2, config)
+    model = SeeingModel(lambda **inputs: calls.append(inputs), prompts, 2, base)
     for rows in (3, 1):
         model(input_ids=torch.tensor([[9, 1, 8]] * rows), attention_mask="kept")
     assert calls[0]["pixel_values_videos"][:, 0].tolist() == [0, 0, 0, 0, 1, 1]

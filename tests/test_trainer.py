@@ -37,6 +37,9 @@ def train(tmp_path, dataset, **settings):
     return trainer, gradients
 
 
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
 def assert_same_run(first, second):
     (one, one_grads), (two, two_grads) = first, second
     assert logged(one, "loss") == logged(two, "loss")
@@ -81,6 +84,20 @@ def test_text_only_prompts_train_like_stock_trl(tmp_path):
     assert any(loss != 0 for loss in logged(stock, "loss"))
     for a, b in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps_per_generation": 4}, {"freeze_vision_tower": False}])
+def test_five_steps_with_and_without_a_shared_prefix_agree(tmp_path, dataset, settings):
+    """The same rollouts, so that both are compared on the same tokens: only generation is sampled."""
+    runs = [train(tmp_path / str(on), dataset, method="appo", shared_prefix=on, **settings) for on in (True, False)]
+    (packed, packed_grads), (rows, rows_grads) = runs
+    torch.testing.assert_close(torch.tensor(logged(packed, "loss")), torch.tensor(logged(rows, "loss")), **CLOSE)
+    assert logged(packed, "reward") == logged(rows, "reward")
+    torch.testing.assert_close(
+        torch.tensor(logged(packed, "appo/mean_weight")), torch.tensor(logged(rows, "appo/mean_weight")), **CLOSE
+    )
+    for a, b in zip(packed_grads[0], rows_grads[0], strict=True):
+        assert (a is None and b is None) or float((a - b).abs().max()) <= 1e-4 * max(float(b.abs().max()), 1e-2)
 
 
 def test_groups_stay_whole_with_their_own_video_and_each_file_is_decoded_once(tmp_path, dataset):

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 VOCAB = 96
 VISION_START, VISION_END, IMAGE, VIDEO = 92, 93, 94, 95
 PATCH = 14
+
+
+ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def tiny_model(
@@ -21,12 +32,19 @@ def tiny_model(
     layers: int = 3,
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
+    architecture: str = "qwen2_5_vl",
     seed: int = 0,
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL with random weights large enough that attention is far from uniform."""
+) -> Any:
+    """A Qwen-VL with random weights large enough that attention is far from uniform."""
     torch.manual_seed(seed)
+    config_class, model_class = {
+        "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+        "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+        "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+    }[architecture]
     head_dim = 8
-    config = Qwen2_5_VLConfig(
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config = config_class(
         text_config={
             "vocab_size": VOCAB,
             "hidden_size": heads * head_dim,
@@ -34,21 +52,12 @@ def tiny_model(
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            "head_dim": head_dim,
+            "rope_parameters": rope | ({"mrope_interleaved": True} if architecture == "qwen3_vl" else {}),
             "tie_word_embeddings": True,
             "initializer_range": 0.3,
         },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": heads * head_dim,
-            "fullatt_block_indexes": [0],
-            "window_size": 56,
-            "tokens_per_second": 2,
-            "initializer_range": 0.3,
-        },
+        vision_config=_vision_config(architecture, heads * head_dim),
         tie_word_embeddings=True,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
@@ -56,9 +65,34 @@ def tiny_model(
         vision_end_token_id=VISION_END,
         attn_implementation=attention,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval().to(dtype)
+    model = model_class(config).eval().to(dtype)
     model.config.pad_token_id = 0
+    if dtype == torch.float64:
+        _norms_in_double(model)
     return model
+
+
+def _norms_in_double(model: torch.nn.Module) -> None:
+    """transformers' RMSNorm rounds to float32 even in a float64 model; an oracle at 1e-9 needs it not to."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_rms_norm, module)
+
+
+def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+    return module.weight * x * scale
+
+
+def _vision_config(architecture: str, out: int) -> dict[str, Any]:
+    """A vision tower of one or two blocks that merges 2 x 2 patches."""
+    shared = {"depth": 1, "num_heads": 2, "initializer_range": 0.3, "patch_size": PATCH, "spatial_merge_size": 2}
+    if architecture == "qwen2_vl":
+        return shared | {"embed_dim": 16, "hidden_size": out, "mlp_ratio": 2}
+    wide = shared | {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": out}
+    if architecture == "qwen2_5_vl":
+        return wide | {"fullatt_block_indexes": [0], "window_size": 56, "tokens_per_second": 2}
+    return wide | {"depth": 2, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
 
 
 @dataclass(frozen=True)

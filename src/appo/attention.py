@@ -1,10 +1,11 @@
-"""Frame attention read out of fused attention kernels, one forward pass, no eager attention.
+"""One attention function for the text model: frame attention out of fused kernels, and one prefix shared by a group.
 
 The model runs its own kernel (SDPA, flash attention) unchanged; beside it, in the last layers only and only for the
 queries that emit response tokens, the post-softmax attention is recomputed in chunks and reduced at once to frames.
+With a :class:`PrefixLayout`, a group packed behind one prompt is attended as if each response stood alone behind it.
 
 Shape suffixes: B rows, A attention heads, K key/value heads, L input positions, N response tokens, C queries of one
-chunk, D head size, F frames.
+chunk, D head size, F frames; packed: G segments, S positions of the shared prefix, T = S + all segments.
 """
 
 from __future__ import annotations
@@ -60,6 +61,57 @@ class FrameCapture:
         return torch.stack([self.captured[layer] for layer in sorted(self.captured)]).mean(dim=0)
 
 
+@dataclass(frozen=True)
+class PrefixLayout:
+    """Where the parts of a packed group lie: [shared prefix | segment 1 | .. | segment G]. A forward argument too.
+
+    Attributes:
+        prefix: S, positions every segment sees.
+        index_GN: int64 (G, N), packed position of each segment's tokens (any valid position where padded).
+        mask_GN: bool (G, N), True on real segment tokens.
+    """
+
+    prefix: int
+    index_GN: Tensor
+    mask_GN: Tensor
+
+    @property
+    def visible_11NL(self) -> Tensor:
+        """bool (1, 1, N, S + N): a segment's query sees the whole prefix, and its own segment causally."""
+        N = self.mask_GN.shape[1]
+        own = torch.ones(N, N, dtype=torch.bool, device=self.mask_GN.device).tril()
+        return torch.cat([own.new_ones(N, self.prefix), own], dim=1)[None, None]
+
+
+@contextmanager
+def appo_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Run the text model's attention through this room; on leaving, the model is as it was.
+
+    Without ``frame_capture`` or ``prefix_layout`` among the forward's arguments nothing changes but the name.
+
+    Raises:
+        ValueError: the text model runs on a kernel that cannot be wrapped (eager, flex).
+    """
+    text_config = model.config.get_text_config()
+    base = text_config._attn_implementation
+    # The internal attribute, not set_attn_implementation: the setter walks every module, and sets the vision tower too.
+    text_config._attn_implementation_internal = _register(base)
+    try:
+        yield
+    finally:
+        text_config._attn_implementation_internal = base
+
+
+def use_appo_attention(model: PreTrainedModel) -> None:
+    """The same for good: a backward pass with gradient checkpointing calls the attention again, outside any context.
+
+    Raises:
+        ValueError: the text model runs on a kernel that cannot be wrapped (eager, flex).
+    """
+    text_config = model.config.get_text_config()
+    text_config._attn_implementation_internal = _register(text_config._attn_implementation)
+
+
 @contextmanager
 def capture_frame_attention(
     model: PreTrainedModel,
@@ -96,21 +148,17 @@ def capture_frame_attention(
         layers=frozenset(range(depth - layers, depth)),
         query_chunk=query_chunk,
     )
-    base = text_config._attn_implementation
-    name = _register_capturing(base)
-    # The internal attribute, not set_attn_implementation: the setter walks every module, and sets the vision tower too.
-    text_config._attn_implementation_internal = name
-    try:
+    with appo_attention(model):
         yield capture
-    finally:
-        text_config._attn_implementation_internal = base
 
 
-def _register_capturing(base: str) -> str:
+def _register(base: str) -> str:
     """Register (once) an attention function that wraps kernel ``base``, and its mask under the same name.
 
     Without the mask registered beside it, transformers silently passes no mask at all.
     """
+    if base.startswith("appo_"):
+        return base
     if base not in ALL_ATTENTION_FUNCTIONS.valid_keys() or base not in ALL_MASK_ATTENTION_FUNCTIONS or "flex" in base:
         raise ValueError(
             f'frame attention cannot be captured on the attention implementation "{base}": '
@@ -118,13 +166,17 @@ def _register_capturing(base: str) -> str:
         )
     name = f"appo_{base}"
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionInterface.register(name, _capturing(ALL_ATTENTION_FUNCTIONS[base]))
+        AttentionInterface.register(name, _wrapped(ALL_ATTENTION_FUNCTIONS[base], end_aligned="flash" in base))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
 
 
-def _capturing(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an attention function of transformers: run it as it is, and capture when asked."""
+def _wrapped(kernel: Callable[..., Any], *, end_aligned: bool) -> Callable[..., Any]:
+    """Wrap an attention function of transformers: run it as it is; capture, or share a prefix, when asked.
+
+    ``end_aligned``: with fewer queries than keys, the kernel's own causal mask lets the last query see the last key (as
+    flash attention's does), so it needs no mask for a segment behind a prefix.
+    """
 
     def attention(
         module: nn.Module,
@@ -134,30 +186,65 @@ def _capturing(kernel: Callable[..., Any]) -> Callable[..., Any]:
         attention_mask: Tensor | None,
         *args: Any,
         frame_capture: FrameCapture | None = None,
-        scaling: float | None = None,
+        prefix_layout: PrefixLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        layer = module.layer_idx
-        if frame_capture is not None and layer in frame_capture.layers and layer not in frame_capture.captured:
-            with torch.no_grad():
-                frame_capture.captured[layer] = _frame_attention(  # type: ignore[index]
-                    query_BALD,
-                    key_BKLD,
-                    attention_mask,
-                    scaling or query_BALD.shape[-1] ** -0.5,
-                    frame_capture,
-                )
-        return kernel(module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, scaling=scaling, **kwargs)
+        if prefix_layout is not None:
+            qkv = (query_BALD, key_BKLD, value_BKLD)
+            mask = None if end_aligned else prefix_layout.visible_11NL
+            return _shared_prefix(kernel, module, qkv, mask, prefix_layout, frame_capture, *args, **kwargs)
+        _capture(module, query_BALD, key_BKLD, attention_mask, frame_capture, kwargs)
+        return kernel(module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, **kwargs)
 
     return attention
+
+
+def _shared_prefix(
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    mask_11NL: Tensor | None,
+    layout: PrefixLayout,
+    capture: FrameCapture | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed group (batch 1): the prefix causally; each segment over the prefix and itself."""
+    S, G = layout.prefix, layout.mask_GN.shape[0]
+    query_1ASD, key_1KSD, value_1KSD = (x[:, :, :S] for x in qkv)
+    prefix_1SAD, _ = kernel(module, query_1ASD, key_1KSD, value_1KSD, None, *args, **kwargs)
+    query_GAND, own_key, own_value = (x[0][:, layout.index_GN].transpose(0, 1) for x in qkv)
+    key_GKLD = torch.cat([key_1KSD.expand(G, -1, -1, -1), own_key], dim=2)
+    value_GKLD = torch.cat([value_1KSD.expand(G, -1, -1, -1), own_value], dim=2)
+    _capture(module, query_GAND, key_GKLD, layout.visible_11NL, capture, kwargs)
+    segments_GNAD, _ = kernel(module, query_GAND, key_GKLD, value_GKLD, mask_11NL, *args, **kwargs)
+    # Row-major order of the real tokens is the order in which the segments are packed.
+    return torch.cat([prefix_1SAD, segments_GNAD[layout.mask_GN][None]], dim=1), None
+
+
+def _capture(
+    module: nn.Module,
+    query_BALD: Tensor,
+    key_BKLD: Tensor,
+    attention_mask: Tensor | None,
+    capture: FrameCapture | None,
+    kwargs: dict[str, Any],
+) -> None:
+    """Fill the capture with this layer, once: gradient checkpointing comes by a second time."""
+    layer: Any = module.layer_idx
+    if capture is None or layer not in capture.layers or layer in capture.captured:
+        return
+    scaling = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5
+    with torch.no_grad():
+        capture.captured[layer] = _frame_attention(query_BALD, key_BKLD, attention_mask, scaling, capture)
 
 
 def _frame_attention(
     query_BALD: Tensor, key_BKLD: Tensor, attention_mask: Tensor | None, scaling: float, capture: FrameCapture
 ) -> Tensor:
     """float32 (B, N, F): one layer's attention to frames, never holding more than one chunk of queries."""
-    B, A, L, _ = query_BALD.shape
-    N = capture.query_BN.shape[1]
+    B, A, _, _ = query_BALD.shape
+    L, N = key_BKLD.shape[2], capture.query_BN.shape[1]
     chunk = capture.query_chunk or max(1, CAPTURE_BUDGET // (B * A * L))
     parts = []
     for start in range(0, N, chunk):

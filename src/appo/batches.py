@@ -9,11 +9,13 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from appo.packing import IGNORED, pack_group
 from appo.rollout import PromptInputs, batch_vision
 from appo.types import PerceptionWeights
 
@@ -64,8 +66,8 @@ class SeeingModel:
     TRL calls it on consecutive slices of the batch's rows, so a counter says which rows a call is about.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, config: Any) -> None:
-        self._model, self._prompts, self._responses, self._config = model, prompts, responses, config
+    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any) -> None:
+        self._model, self._prompts, self._responses, self._config = model, prompts, responses, base.config
         self._row = 0
 
     def __call__(self, **inputs: Any) -> Any:
@@ -76,3 +78,43 @@ class SeeingModel:
         vision = {key: value.to(ids.device) for key, value in vision.items()}
         types = (ids == self._config.image_token_id).long() + 2 * (ids == self._config.video_token_id).long()
         return self._model(**inputs, **vision, mm_token_type_ids=types)
+
+
+class PackedModel:
+    """The same for whole groups packed behind one prompt each: prompt and video are seen once per group. Exact.
+
+    What TRL reads of a call (log-probabilities and entropies of labelled tokens) is put back in its rows.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any) -> None:
+        self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
+        self._group = 0
+
+    def __call__(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        del kwargs["attention_mask"]
+        emitted_BL = labels[:, 1:] != IGNORED
+        log_probs, entropies = [], []
+        for start in range(0, len(input_ids), self._responses):
+            rows = slice(start, start + self._responses)
+            responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
+            outputs, packed_1T = self._call(responses, input_ids.device, kwargs)
+            log_probs.append(outputs.log_probs[packed_1T])
+            if outputs.entropy is not None:
+                entropies.append(outputs.entropy[packed_1T])
+        return SimpleNamespace(
+            log_probs=_in_rows(log_probs, emitted_BL), entropy=_in_rows(entropies, emitted_BL) if entropies else None
+        )
+
+    def _call(self, responses: list[Tensor], device: torch.device, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The model's output for the next group, and which of its positions emit a token."""
+        prompt = {key: value.to(device) for key, value in self._prompts[self._group].items()}
+        self._group += 1
+        packed = pack_group(self._base, prompt, responses)
+        outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)
+        return outputs, packed.labels_1T != IGNORED
+
+
+def _in_rows(parts: Sequence[Tensor], emitted_BL: Tensor) -> Tensor:
+    """Values of emitted tokens, group after group, at their places in (B, L - 1); 0 elsewhere."""
+    values = torch.cat(list(parts))
+    return values.new_zeros(emitted_BL.shape).masked_scatter(emitted_BL, values)

@@ -105,6 +105,10 @@ class APPOConfig(GRPOConfig):
         default=16, metadata={"help": "Most frames sampled per video. APPO: 16 (100 for grounding)."}
     )
     video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled per video, if it has them."})
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."},
+    )
     freeze_vision_tower: bool = field(
         default=True, metadata={"help": "Train the language model only. APPO sec. 4: the vision tower is frozen."}
     )

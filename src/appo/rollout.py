@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.scoring import VISION_KEYS
+from appo.packing import VISION_KEYS, prompt_positions
 from appo.spans import check_time_advances, frame_spans
 from appo.types import FrameSpans
 from appo.video import FrameSampling, SampledVideo, lm_frame_timestamps, read_video
@@ -140,8 +140,7 @@ def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:
         ValueError: frames share a temporal position (the fps metadata was lost or is too high).
     """
     cpu = {key: value.cpu() for key, value in prompt.items() if not key.startswith("pixel_values")}
-    positions_31P, _ = model.base_model.get_rope_index(**cpu)
-    check_time_advances(positions_31P[:, 0], prompt_spans(model, cpu))
+    check_time_advances(prompt_positions(model, cpu)[:, 0], prompt_spans(model, cpu))
 
 
 def batch_vision(prompts: Sequence[Mapping[str, Tensor]]) -> PromptInputs:

@@ -14,20 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from appo.attention import capture_frame_attention, full_precision
+from appo.attention import appo_attention, capture_frame_attention, full_precision
+from appo.packing import group_rows, pack_group, unwrap
 from appo.spans import frame_spans
 from appo.types import GroupScores
 
 # Rows of (rows, V) logits held at once: with a 152k vocabulary and float32, 512 rows are 311 MB.
 LOGIT_ROWS = 512
-# What a processor says per video or image, one entry (or block of patches) after another.
-VISION_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_values_videos",
-    "video_grid_thw",
-    "second_per_grid_ts",
-)
 
 
 def score_group(
@@ -37,7 +30,7 @@ def score_group(
     *,
     capture_layers: int = 3,
     temperature: float = 1.0,
-    shared_prefix: bool = False,
+    shared_prefix: bool = True,
 ) -> GroupScores:
     """Score G responses to one prompt in one forward pass. Source: paper step 1, without eager attention.
 
@@ -48,39 +41,67 @@ def score_group(
         responses: G int64 tensors of response token ids, EOS included, each of its own length >= 1.
         capture_layers: average attention to frames over so many last decoder layers; 0: capture nothing.
         temperature: the sampling temperature; log-probabilities are those of logits / temperature.
-        shared_prefix: False: ordinary rows, prompt + response each.
+        shared_prefix: True: prompt and video once, the responses packed behind them (ours, exact). False: ordinary
+            rows, prompt + response each.
 
     Returns:
         GroupScores; ``log_probs_GN`` carries gradients unless the caller disables them.
 
     Raises:
-        ValueError: no responses, an empty response, a prompt of several rows, temperature <= 0.
-        NotImplementedError: ``shared_prefix=True``.
+        ValueError: no responses, an empty response, a prompt of several rows, temperature <= 0, an architecture or
+            attention implementation that cannot share a prefix or be captured.
     """
-    if shared_prefix:
-        raise NotImplementedError("packing a group behind one prompt is not built yet: pass shared_prefix=False")
     _check_group(prompt, responses, temperature)
     base = unwrap(model)
     device = next(base.parameters()).device
     prompt = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
-    rows, mask_GN = group_rows(prompt, responses)
-    P = prompt["input_ids"].shape[1]
-    N = mask_GN.shape[1]
-    query_GN = (P - 1 + torch.arange(N, device=device)).expand(len(responses), -1)
-    capture_context = (
-        _capture(base, prompt, rows["input_ids"], query_GN, capture_layers) if capture_layers else nullcontext()
-    )
-    with capture_context as capture:
-        extra = {} if capture is None else {"frame_capture": capture}
-        hidden_GLH = base.base_model(**rows, use_cache=False, **extra).last_hidden_state
-    hidden_GNH = hidden_GLH[:, P - 1 : P - 1 + N]
-    log_probs_GN = _token_log_probs(base, hidden_GNH, rows["input_ids"][:, P:], temperature)
+    forward = _packed_hidden if shared_prefix else _rows_hidden
+    hidden_GNH, mask_GN, frame_attention_GNF = forward(base, prompt, responses, capture_layers)
+    ids_GN = nn.utils.rnn.pad_sequence([r.to(device) for r in responses], batch_first=True)
+    log_probs_GN = _token_log_probs(base, hidden_GNH, ids_GN, temperature)
     return GroupScores(
         log_probs_GN=log_probs_GN.masked_fill(~mask_GN, 0.0),
         mask_GN=mask_GN,
         hidden_GNH=hidden_GNH.detach(),
-        frame_attention_GNF=None if capture is None else capture.attention_BNF * mask_GN[..., None],
+        frame_attention_GNF=None if frame_attention_GNF is None else frame_attention_GNF * mask_GN[..., None],
     )
+
+
+def _rows_hidden(
+    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states (G, N, H) that emit each token, mask (G, N) and frame attention (G, N, F), from ordinary rows."""
+    rows, mask_GN = group_rows(prompt, responses)
+    P, (G, N) = prompt["input_ids"].shape[1], mask_GN.shape
+    query_GN = (P - 1 + torch.arange(N, device=mask_GN.device)).expand(G, -1)
+    frame_L, frames = _frames(base, prompt, length=P + N)
+    context: Any = nullcontext()
+    if layers:
+        context = capture_frame_attention(base, frame_L.expand(G, -1), query_GN, frames=frames, layers=layers)
+    with context as capture:
+        extra = {} if capture is None else {"frame_capture": capture}
+        hidden_GLH = base.base_model(**rows, use_cache=False, **extra).last_hidden_state
+    return hidden_GLH[:, P - 1 : P - 1 + N], mask_GN, None if capture is None else capture.attention_BNF
+
+
+def _packed_hidden(
+    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same from the packed group. To the capture, its keys are the shared prefix and a segment of length N."""
+    packed = pack_group(base, prompt, responses)
+    G, N = packed.layout.mask_GN.shape
+    frame_L, frames = _frames(base, prompt, length=packed.layout.prefix + 1 + N)
+    # The prompt's last token, which starts every segment, is text: dropping its entry shifts no frame.
+    frame_GL = torch.cat([frame_L[: packed.layout.prefix], frame_L[packed.layout.prefix + 1 :]]).expand(G, -1)
+    query_GN = torch.arange(N, device=frame_L.device).expand(G, -1)
+    context: Any = appo_attention(base)
+    if layers:
+        context = capture_frame_attention(base, frame_GL, query_GN, frames=frames, layers=layers)
+    with context as capture:
+        extra = {} if capture is None else {"frame_capture": capture}
+        hidden_1TH = base.base_model(**packed.inputs, use_cache=False, **extra).last_hidden_state
+    hidden_GNH = hidden_1TH[0][packed.layout.index_GN]
+    return hidden_GNH, packed.layout.mask_GN, None if capture is None else capture.attention_BNF
 
 
 def log_probs_at(model: Any, hidden_GNH: Tensor, *, temperature: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
@@ -97,49 +118,6 @@ def log_probs_at(model: Any, hidden_GNH: Tensor, *, temperature: float = 1.0) ->
     return at
 
 
-def unwrap(model: Any) -> Any:
-    """The Hugging Face model below PEFT's wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Write a group as ordinary rows: the prompt G times, each followed by its response, right-padded.
-
-    Args:
-        prompt: processor output of one prompt, ``input_ids`` (1, P).
-        responses: G int64 tensors.
-
-    Returns:
-        Model inputs with leading dimension G (vision tensors repeated G times), and the bool (G, N) response mask.
-    """
-    ids_1P: Tensor = prompt["input_ids"]
-    G, P = len(responses), ids_1P.shape[1]
-    # Padding repeats the prompt's last token: masked out, and never a vision placeholder, which the model counts.
-    pad = int(ids_1P[0, -1])
-    ids_GN = nn.utils.rnn.pad_sequence([r.to(ids_1P) for r in responses], batch_first=True, padding_value=pad)
-    lengths_G = torch.tensor([len(r) for r in responses], device=ids_1P.device)
-    mask_GN = torch.arange(ids_GN.shape[1], device=ids_1P.device) < lengths_G[:, None]
-    prompt_mask_1P = prompt.get("attention_mask", torch.ones_like(ids_1P))
-    rows = {
-        "input_ids": torch.cat([ids_1P.expand(G, P), ids_GN], dim=1),
-        "attention_mask": torch.cat([prompt_mask_1P.expand(G, P), mask_GN.to(prompt_mask_1P)], dim=1),
-        **repeat_vision(prompt, G),
-    }
-    if "mm_token_type_ids" in prompt:
-        types_1P = prompt["mm_token_type_ids"]
-        rows["mm_token_type_ids"] = torch.cat([types_1P.expand(G, P), types_1P.new_zeros(G, ids_GN.shape[1])], dim=1)
-    return rows, mask_GN
-
-
-def repeat_vision(prompt: Mapping[str, Any], copies: int) -> dict[str, Tensor]:
-    """The vision tensors of one prompt, repeated for ``copies`` rows that share it (in memory, for stock kernels)."""
-    return {
-        key: (value := torch.as_tensor(prompt[key])).repeat(copies, *[1] * (value.ndim - 1))
-        for key in VISION_KEYS
-        if prompt.get(key) is not None
-    }
-
-
 def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], temperature: float) -> None:
     if prompt["input_ids"].ndim != 2 or prompt["input_ids"].shape[0] != 1:
         raise ValueError(f"a group has one prompt: input_ids must be (1, P), got {tuple(prompt['input_ids'].shape)}")
@@ -149,17 +127,15 @@ def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], tempera
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _capture(base: Any, prompt: Mapping[str, Any], ids_GL: Tensor, query_GN: Tensor, layers: int) -> Any:
-    """The capture context for rows that all start with the same prompt."""
+def _frames(base: Any, prompt: Mapping[str, Any], length: int) -> tuple[Tensor, int]:
+    """int64 (length,) frame of each position, -1 beyond the prompt and where none, and the number of frames."""
     spans = frame_spans(
         prompt["input_ids"][0],
         prompt.get("video_grid_thw"),
         video_token_id=base.config.video_token_id,
         merge_size=base.config.vision_config.spatial_merge_size,
     )
-    frame_GL = torch.full_like(ids_GL, -1)
-    frame_GL[:, : len(spans.frame_L)] = spans.frame_L
-    return capture_frame_attention(base, frame_GL, query_GN, frames=spans.frames, layers=layers)
+    return nn.functional.pad(spans.frame_L, (0, length - len(spans.frame_L)), value=-1), spans.frames
 
 
 def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> Tensor:
@@ -170,9 +146,8 @@ def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature:
         logits_nV = full_precision(head(hidden_nH)) / temperature
         return -nn.functional.cross_entropy(logits_nV, ids_n, reduction="none")
 
-    pairs = zip(
-        torch.split(hidden_GNH.flatten(0, 1), LOGIT_ROWS), torch.split(ids_GN.flatten(), LOGIT_ROWS), strict=True
-    )
+    hidden_tiles = torch.split(hidden_GNH.flatten(0, 1), LOGIT_ROWS)
+    pairs = zip(hidden_tiles, torch.split(ids_GN.flatten(), LOGIT_ROWS), strict=True)
     if torch.is_grad_enabled():
         # Recomputed in the backward pass, else autograd would keep every tile's logits.
         tiles = [checkpoint(tile, hidden, ids, use_reentrant=False) for hidden, ids in pairs]

@@ -17,9 +17,11 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
-from appo.batches import SeeingModel, batch_weights, by_group, by_row
+from appo.attention import use_appo_attention
+from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
 from appo.groups import Group, ScoredGroup, as_generated, as_groups
+from appo.packing import unwrap
 from appo.perception import token_weights
 from appo.resampling import FreshRows, is_flat, replace_flat
 from appo.rollout import (
@@ -33,7 +35,7 @@ from appo.rollout import (
     vision_token_ids,
     without_pixels,
 )
-from appo.scoring import log_probs_at, score_group, unwrap
+from appo.scoring import log_probs_at, score_group
 from appo.stopwatch import Stopwatch
 from appo.types import GroupScores, PerceptionWeights
 from appo.video import FrameSampling
@@ -98,8 +100,11 @@ class APPOTrainer(GRPOTrainer):
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
         self._checked_sight = False
+        base = unwrap(self.accelerator.unwrap_model(self.model))
         if args.freeze_vision_tower:
-            unwrap(self.accelerator.unwrap_model(self.model)).base_model.visual.requires_grad_(False)
+            base.base_model.visual.requires_grad_(False)
+        if args.shared_prefix:
+            use_appo_attention(base)
 
     def _find_accuracy_reward(self) -> int:
         name = self.args.accuracy_reward
@@ -252,8 +257,9 @@ class APPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self._seen_prompts is not None:
-            config = unwrap(self.accelerator.unwrap_model(self.model)).config
-            model = SeeingModel(model, self._seen_prompts, self._seen_responses, config)
+            base = unwrap(self.accelerator.unwrap_model(self.model))
+            seeing = PackedModel if self.args.shared_prefix else SeeingModel
+            model = seeing(model, self._seen_prompts, self._seen_responses, base)
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _check_sight(self, output: dict[str, Any]) -> None:
@@ -289,7 +295,14 @@ class APPOTrainer(GRPOTrainer):
             with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
                 responses = [torch.tensor(sample.completion_ids) for sample in group]
                 layers = self.args.attention_layers
-                scores = score_group(model, prompt, responses, capture_layers=layers, temperature=self.temperature)
+                scores = score_group(
+                    model,
+                    prompt,
+                    responses,
+                    capture_layers=layers,
+                    temperature=self.temperature,
+                    shared_prefix=self.args.shared_prefix,
+                )
             with self.watch("weights"):
                 weights = self._weights(model, group, scores)
             scored.append(ScoredGroup(group, times, advantages_G, scores, weights))

@@ -1,0 +1,147 @@
+"""How a group is written as model inputs: as ordinary rows, or packed behind one prompt.
+
+Shape suffixes: G responses, P prompt tokens, N response tokens (padded), S = P - 1 shared positions, T = S + all
+response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from appo.attention import PrefixLayout
+
+# What a processor says per video or image, one entry (or block of patches) after another.
+VISION_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+# Model types whose positions and attention are known to pack exactly (tests/test_packing.py).
+PACKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PackedGroup:
+    """A group as one row: [prompt but its last token | last token, response 1 | last token, response 2 | ..].
+
+    Each segment begins with the prompt's last token and leaves out its response's last one, so every position of a
+    segment emits exactly one response token, and a group costs S + (all response tokens) positions.
+
+    Attributes:
+        inputs: for the model's forward, the layout among them; vision tensors once.
+        layout: where the segments lie.
+        labels_1T: int64 (1, T), the token each position emits, -100 in the prefix.
+    """
+
+    inputs: dict[str, Any]
+    layout: PrefixLayout
+    labels_1T: Tensor
+
+
+def pack_group(base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> PackedGroup:
+    """Pack a group behind one prompt. Source: ours; exact, see tests/test_packing.py.
+
+    Args:
+        base: the Hugging Face model (not PEFT-wrapped), for its rotary positions.
+        prompt: processor output of one prompt, ``input_ids`` (1, P).
+        responses: G int64 tensors; an empty one takes no position.
+
+    Raises:
+        ValueError: an architecture that is not known to pack exactly.
+    """
+    if base.config.model_type not in PACKABLE:
+        raise ValueError(
+            f"shared_prefix knows the architectures {', '.join(PACKABLE)}, not {base.config.model_type!r}: set "
+            "shared_prefix to false to run ordinary rows"
+        )
+    ids_1P: Tensor = prompt["input_ids"]
+    device, S = ids_1P.device, ids_1P.shape[1] - 1
+    lengths = [len(response) for response in responses]
+    labels = torch.cat([response.to(ids_1P) for response in responses])
+    segments = [torch.cat([ids_1P[0, -1:], response[:-1].to(ids_1P)]) for response in responses if len(response)]
+    N = max(lengths)
+    mask_GN = torch.arange(N, device=device) < torch.tensor(lengths, device=device)[:, None]
+    index_GN = S + (mask_GN.flatten().cumsum(0) - 1).clamp(min=0).view(mask_GN.shape)
+    layout = PrefixLayout(prefix=S, index_GN=index_GN, mask_GN=mask_GN)
+    packed_1T = torch.cat([ids_1P[0, :-1], *segments])[None]
+    inputs = {
+        "input_ids": packed_1T,
+        # All ones, not None: without it transformers looks for packed sequences in the positions.
+        "attention_mask": torch.ones_like(packed_1T),
+        "position_ids": _packed_positions(base, prompt, layout),
+        "prefix_layout": layout,
+        **{key: torch.as_tensor(prompt[key]) for key in VISION_KEYS if prompt.get(key) is not None},
+    }
+    return PackedGroup(inputs, layout, torch.cat([labels.new_full((S,), IGNORED), labels])[None])
+
+
+def _packed_positions(base: Any, prompt: Mapping[str, Any], layout: PrefixLayout) -> Tensor:
+    """int64 (3, 1, T): the prompt's own M-RoPE positions, then each segment on from the prompt's last token."""
+    positions_31P = prompt_positions(base, prompt)
+    # The prompt's last token is text, whose three positions are equal; so are those of all that follows.
+    step_GN = torch.arange(layout.mask_GN.shape[1], device=positions_31P.device).expand(layout.mask_GN.shape)
+    segments_T = positions_31P[0, 0, -1] + step_GN[layout.mask_GN]
+    return torch.cat([positions_31P[:, :, :-1], segments_T.expand(3, 1, -1)], dim=2)
+
+
+def prompt_positions(base: Any, prompt: Mapping[str, Any]) -> Tensor:
+    """int64 (3, 1, P): rotary positions (time, height, width) of a prompt, by the model's own rule."""
+    ids_1P: Tensor = prompt["input_ids"]
+    if "mm_token_type_ids" not in prompt:
+        return torch.arange(ids_1P.shape[1], device=ids_1P.device).expand(3, 1, -1)
+    known = (
+        "input_ids",
+        "attention_mask",
+        "mm_token_type_ids",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+    )
+    arguments = {key: prompt[key] for key in known if prompt.get(key) is not None}
+    positions_31P: Tensor = base.base_model.get_rope_index(**arguments)[0]
+    return positions_31P
+
+
+def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Write a group as ordinary rows: the prompt G times, each followed by its response, right-padded.
+
+    Args:
+        prompt: processor output of one prompt, ``input_ids`` (1, P).
+        responses: G int64 tensors.
+
+    Returns:
+        Model inputs with leading dimension G (vision tensors repeated G times), and the bool (G, N) response mask.
+    """
+    ids_1P: Tensor = prompt["input_ids"]
+    G, P = len(responses), ids_1P.shape[1]
+    # Padding repeats the prompt's last token: masked out, and never a vision placeholder, which the model counts.
+    pad = int(ids_1P[0, -1])
+    ids_GN = nn.utils.rnn.pad_sequence([r.to(ids_1P) for r in responses], batch_first=True, padding_value=pad)
+    lengths_G = torch.tensor([len(r) for r in responses], device=ids_1P.device)
+    mask_GN = torch.arange(ids_GN.shape[1], device=ids_1P.device) < lengths_G[:, None]
+    prompt_mask_1P = prompt.get("attention_mask", torch.ones_like(ids_1P))
+    rows = {
+        "input_ids": torch.cat([ids_1P.expand(G, P), ids_GN], dim=1),
+        "attention_mask": torch.cat([prompt_mask_1P.expand(G, P), mask_GN.to(prompt_mask_1P)], dim=1),
+        **repeat_vision(prompt, G),
+    }
+    if "mm_token_type_ids" in prompt:
+        types_1P = prompt["mm_token_type_ids"]
+        rows["mm_token_type_ids"] = torch.cat([types_1P.expand(G, P), types_1P.new_zeros(G, ids_GN.shape[1])], dim=1)
+    return rows, mask_GN
+
+
+def repeat_vision(prompt: Mapping[str, Any], copies: int) -> dict[str, Tensor]:
+    """The vision tensors of one prompt, repeated for ``copies`` rows that share it (in memory, for stock kernels)."""
+    return {
+        key: (value := torch.as_tensor(prompt[key])).repeat(copies, *[1] * (value.ndim - 1))
+        for key in VISION_KEYS
+        if prompt.get(key) is not None
+    }
+
+
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model below PEFT's wrapper, if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
