@@ -1,4 +1,4 @@
-"""The run folder: what is written is read back, killed runs can go on, and what is damaged is named."""
+"""The run folder: killed runs can go on, what is damaged is named. Rollouts are in test_record_rollouts.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -19,32 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from appo.records import RecordError, ResponseRecord, RolloutRecord, RunFolder, TornLineWarning
-
-RESPONSE = ResponseRecord(
-    text="<think>a</think><answer>B</answer>",
-    tokens=["<think>", "\n", "é", "\u2028", "\ud800"],  # a lone half of a pair, as byte-level tokens can be
-    weights=[1.0, 1.7, 1.25, 1.0, 1.0],
-    chosen=[False, True, True, False, False],
-    frame_attention=[[0.125, 1e-7], [0.5, 0.25], [0.0, 0.0], [1.0, 0.0], [0.0, 3.5e-20]],
-    rewards={"accuracy": 1.0, "format": 0.0},
-    advantage=-0.75,
-)
-RECORD = RolloutRecord(
-    step=3,
-    id="q1",
-    video="clips/a.mp4",
-    question="What\nfalls?",
-    answer="B",
-    kind="letter",
-    timestamps=[0.25, 1.25],
-    crucial_frames=[1],
-    responses=[RESPONSE, replace(RESPONSE, frame_attention=[])],
-    event_frames=[0, 1],
-)
+from appo.records import RecordError, RunFolder, TornLineWarning
+from record_cases import RECORD
 
 
 @pytest.fixture
@@ -210,115 +186,6 @@ def test_blank_lines_are_skipped(run: RunFolder) -> None:
     file = written(run)
     file.write_bytes(file.read_bytes().replace(b"\n", b"\n\n \r\n"))
     assert [m["step"] for m in run.read_metrics()] == [0, 1, 2]
-
-
-# --- rollouts.jsonl -----------------------------------------------------------------------------------------
-
-
-def test_rollouts_come_back_equal(run: RunFolder) -> None:
-    records = [RECORD, replace(RECORD, event_frames=None, responses=[], timestamps=[], crucial_frames=[])]
-    for record in records:
-        run.append_rollout(record)
-    assert list(run.read_rollouts()) == records
-    assert len((run.path / "rollouts.jsonl").read_bytes().splitlines()) == 2
-
-
-def test_arrays_are_rounded_and_tensors_taken(run: RunFolder) -> None:
-    attention_NF = torch.rand(5, 7, generator=torch.manual_seed(0), dtype=torch.float64)
-    response = replace(
-        RESPONSE,
-        weights=np.full(5, 1.23456789, np.float32),
-        chosen=torch.tensor([True] * 5),
-        frame_attention=attention_NF,
-        advantage=torch.tensor(1 / 3),
-    )
-    run.append_rollout(replace(RECORD, responses=[response], crucial_frames=torch.tensor([0, 6])))
-    (back,) = run.read_rollouts()
-    torch.testing.assert_close(
-        torch.tensor(back.responses[0].frame_attention).double(), attention_NF, rtol=1e-5, atol=0
-    )
-    assert back.responses[0].weights == [1.23457] * 5
-    assert back.responses[0].chosen == [True] * 5
-    assert back.responses[0].advantage == 0.333333
-    assert back.crucial_frames == [0, 6]
-    longest = max(len(repr(x)) for row in back.responses[0].frame_attention for x in row)
-    assert longest <= len("0.0123456"), "6 significant digits"
-
-
-def test_what_is_not_finite_comes_back_as_nan(run: RunFolder) -> None:
-    bad = replace(RESPONSE, rewards={"iou": math.nan}, advantage=math.inf, weights=[math.nan] * 5)
-    run.append_rollout(replace(RECORD, responses=[bad]))
-    (back,) = run.read_rollouts()
-    numbers = [back.responses[0].rewards["iou"], back.responses[0].advantage, *back.responses[0].weights]
-    assert all(math.isnan(number) for number in numbers)
-
-
-NUMBER = st.floats(-1e6, 1e6).map(lambda x: float(f"{x:.6g}"))
-
-
-@st.composite
-def responses(draw: st.DrawFn) -> ResponseRecord:
-    tokens, frames = draw(st.integers(0, 4)), draw(st.integers(0, 3))
-    per_token = {"min_size": tokens, "max_size": tokens}
-    row = st.lists(NUMBER, min_size=frames, max_size=frames)
-    return ResponseRecord(
-        text=draw(st.text()),
-        tokens=draw(st.lists(st.text(), **per_token)),
-        weights=draw(st.lists(NUMBER, **per_token)),
-        chosen=draw(st.lists(st.booleans(), **per_token)),
-        frame_attention=draw(st.one_of(st.just([]), st.lists(row, **per_token))),
-        rewards=draw(st.dictionaries(st.text(), NUMBER, max_size=3)),
-        advantage=draw(NUMBER),
-    )
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.builds(RolloutRecord, step=st.integers(), timestamps=st.lists(NUMBER), responses=st.lists(responses())))
-def test_any_record_survives_json(record: RolloutRecord) -> None:
-    assert RolloutRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
-
-
-def damaged(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    data = RECORD.to_json()
-    change(data)
-    return data
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda d: d.pop("step"), "missing .*'step'"),
-        (lambda d: d.pop("responses"), "missing .*'responses'"),
-        (lambda d: d["responses"][0].pop("advantage"), "missing .*'advantage'"),
-        (lambda d: d.update(step="3"), "`step` is no int"),
-        (lambda d: d.update(step=True), "`step` is no int"),
-        (lambda d: d.update(answer=None), "`answer` is no str"),
-        (lambda d: d.update(timestamps=3), "`timestamps` is no list"),
-        (lambda d: d.update(timestamps=["1"]), "'1' is no number"),
-        (lambda d: d.update(timestamps=[{}]), "wrong type"),
-        (lambda d: d.update(crucial_frames=[0.5]), "`crucial_frames` is no list of int"),
-        (lambda d: d.update(responses=[3]), "`responses` is no list of dict"),
-        (lambda d: d["responses"][0].update(frame_attention=[1.0]), "`frame_attention` is no list of list"),
-        (lambda d: d["responses"][0].update(rewards=[]), "`rewards` is no dict"),
-        (lambda d: d["responses"][0]["tokens"].pop(), "differ in length"),
-        (lambda d: d["responses"][0]["frame_attention"].pop(), "differ in length"),
-    ],
-)
-def test_a_record_that_is_none_is_named_by_file_and_line(
-    run: RunFolder, change: Callable[[dict[str, Any]], Any], says: str
-) -> None:
-    data = damaged(change)
-    with pytest.raises(ValueError, match=says):
-        RolloutRecord.from_json(data)
-    run.append_rollout(RECORD)
-    with (run.path / "rollouts.jsonl").open("a") as handle:
-        handle.write(json.dumps(data) + "\n")
-    with pytest.raises(RecordError, match=rf"rollouts\.jsonl, line 2: damaged \(.*{says}"):
-        list(run.read_rollouts())
-
-
-def test_fields_of_a_later_version_are_ignored() -> None:
-    assert RolloutRecord.from_json(RECORD.to_json() | {"later": 1}) == RECORD
 
 
 # --- what cannot be written ---------------------------------------------------------------------------------
