@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +217,18 @@ def test_shipped_policy_is_lazy_but_sees(policy, clips):
     assert greedy["accuracy"] >= 0.45
     assert 0.3 <= sampled["accuracy"] <= 0.75
     assert sampled["mixed"] >= 0.5
+    strange = clips["L2"] + clips["L3"]
+    assert summarize(strange, respond(*policy, strange, samples=4))["format"] >= 0.9
+
+
+def test_page_tells_what_the_record_says():
+    record = json.loads((policy_path() / "warmstart.json").read_text())
+    page = (Path(__file__).parents[1] / "docs" / "world.md").read_text()
+    assert record["command"] in page
+    for stage, levels in record["measured"].items():
+        for level, found in levels.items():
+            greedy, sampled = found["greedy"]["accuracy"], found["sampled"]
+            assert f"| {stage} | {level} | {greedy:.2f} | {sampled['accuracy']:.2f} |" in page
 
 
 def test_warm_start_learns_within_a_few_steps():
