@@ -6,23 +6,26 @@ import pytest
 import torch
 from datasets import Dataset
 
+from appo.packing import encode_vision, join_vision
 from appo.prompts import build_messages
 from appo.rollout import (
     VideoCache,
-    batch_vision,
     check_time,
     clean_messages,
     encode_prompt,
     generate,
     has_video,
     prompt_spans,
+    respond,
     video_paths,
     vision_token_ids,
     without_pixels,
 )
+from appo.scoring import score_group
 from appo.spotlight import build_policy
 from appo.video import FrameSampling, MissingVideoError
 from runs import clips
+from tiny import ARCHITECTURES, PromptShape, random_prompt, tiny_model
 
 SAMPLING = FrameSampling(2.0, 16, 4)
 
@@ -138,10 +141,80 @@ def test_responses_end_with_their_first_end_token_and_hold_no_placeholder(policy
 def test_vision_tensors_of_prompts_follow_one_another_and_blank_frames_keep_their_shape(policy, questions):
     _, processor = policy
     prompts = [encode(processor, question) for question in questions[:2]]
-    batch = batch_vision(prompts)
+    batch = join_vision(prompts)
     assert torch.equal(batch["pixel_values_videos"], torch.cat([p["pixel_values_videos"] for p in prompts]))
     assert batch["video_grid_thw"].shape == (2, 3)
     assert "pixel_values" not in batch
     blank = without_pixels(prompts[0])
     assert blank["pixel_values_videos"].abs().sum() == 0
     assert torch.equal(blank["input_ids"], prompts[0]["input_ids"])
+
+
+def stock_generate(model, prompts, responses, pad, **settings):
+    """The oracle: transformers' own generation on prompts copied G times, pixels and all."""
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    rows = [prompt for prompt in prompts for _ in range(responses)]
+
+    def padded(key, value):
+        return torch.cat([torch.nn.functional.pad(r[key], (longest - r[key].shape[1], 0), value=value) for r in rows])
+
+    inputs = {"input_ids": padded("input_ids", pad), "attention_mask": padded("attention_mask", 0)}
+    inputs |= {"mm_token_type_ids": padded("mm_token_type_ids", 0), **join_vision(rows)}
+    with torch.no_grad():
+        return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+
+
+@pytest.mark.parametrize("architecture", ["the embedded policy", *ARCHITECTURES])
+def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, questions, architecture, monkeypatch):
+    if architecture == "the embedded policy":
+        model, processor = policy
+        prompts, pad = [encode(processor, question) for question in questions[:3]], processor.tokenizer.pad_token_id
+    else:
+        model, pad = tiny_model(architecture=architecture), 0
+        shapes = [PromptShape(videos=((1, 1, 2),), text=3), PromptShape(videos=((1, 2, 2),), images=((1, 2),), text=6)]
+        prompts = [random_prompt(shape, seed) for seed, shape in enumerate(shapes)]
+        if architecture != "qwen2_5_vl":
+            prompts = [{k: v for k, v in prompt.items() if k != "second_per_grid_ts"} for prompt in prompts]
+        model.generation_config.update(eos_token_id=1, pad_token_id=0)
+    assert len({prompt["input_ids"].shape[1] for prompt in prompts}) > 1, "prompts of different lengths"
+    outputs = []
+    stock = model.generate
+
+    def recording(*args, **kwargs):
+        outputs.append(stock(*args, **kwargs, return_dict_in_generate=True, output_logits=True))
+        return outputs[-1].sequences
+
+    monkeypatch.setattr(model, "generate", recording)
+    for settings in ({"do_sample": False}, {"do_sample": True, "top_k": 0}):
+        settings = {**settings, "max_new_tokens": 8, "suppress_tokens": vision_token_ids(model.config)}
+        for features in (False, True):
+            inputs = [encode_vision(model, prompt) for prompt in prompts] if features else prompts
+            torch.manual_seed(1)
+            respond(model, pad, inputs, 3, **settings)
+            monkeypatch.undo()
+            torch.manual_seed(1)
+            expected = stock_generate(model, prompts, 3, pad, **settings)
+            monkeypatch.setattr(model, "generate", recording)
+            assert torch.equal(outputs[-1].sequences, expected.sequences)
+            for ours, theirs in zip(outputs[-1].logits, expected.logits, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_vision_tower_runs_once_per_prompt(policy, questions):
+    model, processor = policy
+    prompts = [encode(processor, question) for question in questions[:2]]
+    grids = []
+    hook = model.model.visual.register_forward_hook(lambda module, args, kwargs, out: grids.append(1), with_kwargs=True)
+    features = [encode_vision(model, prompt) for prompt in prompts]
+    assert len(grids) == 2
+    assert all("pixel_values_videos" not in prompt for prompt in features), "the pixels can be forgotten"
+    groups = respond(model, processor.tokenizer.pad_token_id, features, 4, max_new_tokens=4)
+    with torch.no_grad():
+        packed = score_group(model, features[0], groups[0])
+        rows = score_group(model, features[0], groups[0], shared_prefix=False)
+    hook.remove()
+    assert len(grids) == 2, "neither generation nor scoring ran it again"
+    with torch.no_grad():
+        from_pixels = score_group(model, prompts[0], groups[0])
+    for scores in (packed, rows):
+        torch.testing.assert_close(scores.log_probs_GN, from_pixels.log_probs_GN, rtol=1e-4, atol=1e-5)

@@ -11,8 +11,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
 from appo.rollout import vision_token_ids
+from appo.sight import BlindPolicyError
 from appo.spotlight import build_policy
-from appo.trainer import BlindPolicyError
 from runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
 
 
@@ -150,6 +150,20 @@ def test_old_and_new_log_probs_agree_so_the_loss_sees_what_was_scored(tmp_path, 
     assert len(differences) > 2
 
 
+@pytest.mark.parametrize(("frozen", "encoded"), [(True, 2), (False, 2 * 3)])
+def test_a_frozen_vision_tower_runs_once_per_video_and_step(tmp_path, dataset, frozen, encoded):
+    """Two videos, one step. Frozen: once each. Trained: once each for generation, for scoring and for the update."""
+    trainer = make_trainer(tmp_path, dataset, method="appo", max_resampling_rounds=0, freeze_vision_tower=frozen)
+    trainer._checked_sight = True  # its own passes are not counted here
+    trainer.args.max_steps = 1
+    videos = []
+    trainer.model.model.visual.register_forward_hook(
+        lambda module, args, kwargs, out: videos.extend(kwargs["grid_thw"].tolist()), with_kwargs=True
+    )
+    trainer.train()
+    assert len(videos) == encoded
+
+
 def test_vision_placeholders_are_never_sampled(tmp_path, dataset):
     """A policy that wants to say nothing but <|video_pad|>."""
     trainer = make_trainer(tmp_path, dataset, method="grpo", max_steps=1)
@@ -176,7 +190,7 @@ def test_a_blind_policy_is_refused_before_the_first_step(tmp_path, dataset, blin
     trainer = make_trainer(tmp_path, dataset, method="grpo", max_steps=1)
     if blindness == "pixels never arrive":
         forward = trainer.model.model.forward
-        trainer.model.model.forward = lambda *args, pixel_values_videos=None, **kwargs: forward(*args, **kwargs)
+        trainer.model.model.forward = lambda *args, mm_encoder_outputs=None, **kwargs: forward(*args, **kwargs)
     else:
         for parameter in trainer.model.model.visual.merger.parameters():
             torch.nn.init.zeros_(parameter)

@@ -49,7 +49,7 @@ def test_nothing_else_of_trl_is_overridden():
         ("_generate_and_score_completions", "self._calculate_rewards(inputs, prompts, completions", "same rows list"),
         ("_generate", "self._tokenize_prompts(prompts)", "videos enter here"),
         ("_generate", "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields,", "8 lists"),
-        ("_generate_single_turn", "for k, v in multimodal_fields.items():", "vision tensors reach generate"),
+        ("_generate", "completion_ids, logprobs = self._generate_single_turn(", "ids as lists, and log-probs or None"),
         ("_prepare_inputs", "shuffle_sequence_dict(generation_batch)", "groups are shuffled as wholes"),
         ("_prepare_inputs", "split_tensor_dict(generation_batch, self.args.steps_per_generation)", "and split"),
     ],

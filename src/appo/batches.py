@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.packing import IGNORED, pack_group
-from appo.rollout import PromptInputs, batch_vision
+from appo.packing import IGNORED, join_vision, pack_group
+from appo.rollout import PromptInputs, to_device
 from appo.types import PerceptionWeights
 
 
@@ -74,8 +74,7 @@ class SeeingModel:
         ids: Tensor = inputs["input_ids"]
         rows = range(self._row, self._row + len(ids))
         self._row += len(ids)
-        vision = batch_vision([self._prompts[row // self._responses] for row in rows])
-        vision = {key: value.to(ids.device) for key, value in vision.items()}
+        vision = to_device(join_vision([self._prompts[row // self._responses] for row in rows]), ids.device)
         types = (ids == self._config.image_token_id).long() + 2 * (ids == self._config.video_token_id).long()
         return self._model(**inputs, **vision, mm_token_type_ids=types)
 
@@ -107,7 +106,7 @@ class PackedModel:
 
     def _call(self, responses: list[Tensor], device: torch.device, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The model's output for the next group, and which of its positions emit a token."""
-        prompt = {key: value.to(device) for key, value in self._prompts[self._group].items()}
+        prompt = to_device(self._prompts[self._group], device)
         self._group += 1
         packed = pack_group(self._base, prompt, responses)
         outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)

@@ -119,7 +119,7 @@ def _calm_libraries() -> None:
 
 def _is_users(error: Exception) -> bool:
     """Whether an error is about the user's input: settings, files, videos, the machine; all else is a bug of ours."""
-    from appo.trainer import BlindPolicyError
+    from appo.sight import BlindPolicyError
 
     names = {base.__name__ for base in type(error).__mro__}
     return isinstance(error, (ValueError, OSError, BlindPolicyError)) or "YAMLError" in names

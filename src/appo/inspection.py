@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from appo.groups import Sample, ScoredGroup
-from appo.perception import token_weights
 from appo.prompts import INSTRUCTION, build_messages
 from appo.recording import group_record
 from appo.records import RolloutRecord
 from appo.rewards import score_answer
 from appo.rollout import VideoCache, encode_prompt, generate, video_paths
-from appo.scoring import log_probs_at, score_group
 from appo.types import VideoQA
 from appo.video import FrameSampling
+from appo.weighing import weigh_group
 
 
 def inspect_question(
@@ -44,7 +43,7 @@ def inspect_question(
         responses: G.
         instruction: appended to the question.
         step: recorded as the training step the model is at.
-        weight_settings: passed to :func:`appo.perception.token_weights`.
+        weight_settings: passed to :func:`appo.weighing.weigh_group`.
 
     Returns:
         The group as a run folder records it.
@@ -67,16 +66,7 @@ def inspect_question(
         Sample(row, prompt["input_ids"][0].tolist(), ids.tolist(), text, None, prompt, reward[None])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
     ]
-    with torch.no_grad():
-        scores = score_group(model, prompt, ids_G)
-    assert scores.frame_attention_GNF is not None
-    weights = token_weights(
-        scores.frame_attention_GNF,
-        scores.mask_GN,
-        rewards_G,
-        log_probs_at(model, scores.hidden_GNH),
-        **weight_settings,
-    )
+    scores, weights = weigh_group(model, prompt, ids_G, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
     group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
     return group_record(step, group, processor.tokenizer, ["accuracy_reward"])

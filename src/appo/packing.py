@@ -17,6 +17,8 @@ from appo.attention import PrefixLayout
 
 # What a processor says per video or image, one entry (or block of patches) after another.
 VISION_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+# Where transformers' forward takes the vision tower's output instead of pixels.
+FEATURES = "mm_encoder_outputs"
 # Model types whose positions and attention are known to pack exactly (tests/test_packing.py).
 PACKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 IGNORED = -100
@@ -72,7 +74,7 @@ def pack_group(base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor]
         "attention_mask": torch.ones_like(packed_1T),
         "position_ids": _packed_positions(base, prompt, layout),
         "prefix_layout": layout,
-        **{key: torch.as_tensor(prompt[key]) for key in VISION_KEYS if prompt.get(key) is not None},
+        **join_vision([prompt]),
     }
     return PackedGroup(inputs, layout, torch.cat([labels.new_full((S,), IGNORED), labels])[None])
 
@@ -104,7 +106,7 @@ def prompt_positions(base: Any, prompt: Mapping[str, Any]) -> Tensor:
     return positions_31P
 
 
-def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[dict[str, Any], Tensor]:
     """Write a group as ordinary rows: the prompt G times, each followed by its response, right-padded.
 
     Args:
@@ -112,7 +114,7 @@ def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[
         responses: G int64 tensors.
 
     Returns:
-        Model inputs with leading dimension G (vision tensors repeated G times), and the bool (G, N) response mask.
+        Model inputs with leading dimension G (vision inputs repeated G times), and the bool (G, N) response mask.
     """
     ids_1P: Tensor = prompt["input_ids"]
     G, P = len(responses), ids_1P.shape[1]
@@ -122,10 +124,10 @@ def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[
     lengths_G = torch.tensor([len(r) for r in responses], device=ids_1P.device)
     mask_GN = torch.arange(ids_GN.shape[1], device=ids_1P.device) < lengths_G[:, None]
     prompt_mask_1P = prompt.get("attention_mask", torch.ones_like(ids_1P))
-    rows = {
+    rows: dict[str, Any] = {
         "input_ids": torch.cat([ids_1P.expand(G, P), ids_GN], dim=1),
         "attention_mask": torch.cat([prompt_mask_1P.expand(G, P), mask_GN.to(prompt_mask_1P)], dim=1),
-        **repeat_vision(prompt, G),
+        **join_vision([prompt] * G),
     }
     if "mm_token_type_ids" in prompt:
         types_1P = prompt["mm_token_type_ids"]
@@ -133,13 +135,57 @@ def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[
     return rows, mask_GN
 
 
-def repeat_vision(prompt: Mapping[str, Any], copies: int) -> dict[str, Tensor]:
-    """The vision tensors of one prompt, repeated for ``copies`` rows that share it (in memory, for stock kernels)."""
-    return {
-        key: (value := torch.as_tensor(prompt[key])).repeat(copies, *[1] * (value.ndim - 1))
-        for key in VISION_KEYS
-        if prompt.get(key) is not None
-    }
+def join_vision(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The vision inputs of rows about these prompts, one after another as a batch needs them: pixels or features."""
+    found = {key: [prompt[key] for prompt in prompts if prompt.get(key) is not None] for key in VISION_KEYS}
+    joined: dict[str, Any] = {key: _cat(values) for key, values in found.items() if values}
+    features = [prompt[FEATURES] for prompt in prompts if FEATURES in prompt]
+    return joined | {FEATURES: _join_features(features)} if features else joined
+
+
+def _cat(values: Sequence[Any]) -> Tensor:
+    """Tensors (or lists of numbers) one after another; a single tensor is not copied."""
+    return torch.as_tensor(values[0]) if len(values) == 1 else torch.cat([torch.as_tensor(value) for value in values])
+
+
+def encode_vision(base: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt with the vision tower's output in the place of its pixels, for a tower that is not trained.
+
+    Everything after (prefill, scoring, update) then reuses it, and the pixels can be forgotten. Source: ours.
+    """
+    features = {}
+    with torch.no_grad():
+        if "pixel_values_videos" in prompt:
+            features["video"] = base.base_model.get_video_features(
+                prompt["pixel_values_videos"], prompt["video_grid_thw"], return_dict=True
+            )
+        if "pixel_values" in prompt:
+            features["image"] = base.base_model.get_image_features(
+                prompt["pixel_values"], prompt["image_grid_thw"], return_dict=True
+            )
+    return with_features(prompt, _join_features([features])) if features else dict(prompt)
+
+
+def with_features(prompt: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt with these features (another prompt's about the same videos, say) in the place of its pixels."""
+    rest = {key: value for key, value in prompt.items() if not key.startswith("pixel_values")}
+    return rest | {FEATURES: dict(features)}
+
+
+def _join_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Vision outputs of several prompts as one, holding only what the language model reads of them."""
+    joined = {}
+    for modality in ("image", "video"):
+        outputs = [output[modality] for output in features if modality in output]
+        if not outputs:
+            continue
+        # Qwen3-VL: features that later layers add, a list over layers of tuples over videos.
+        deep = [getattr(output, "deepstack_features", None) or [] for output in outputs]
+        layers = [tuple(video for videos in same for video in videos) for same in zip(*deep, strict=True)]
+        pooled = tuple(video for output in outputs for video in output.pooler_output)
+        extra = {"deepstack_features": layers} if layers else {}
+        joined[modality] = type(outputs[0])(pooler_output=pooled, **extra)
+    return joined
 
 
 def unwrap(model: Any) -> Any:

@@ -5,7 +5,7 @@ Shape suffixes: G responses of a group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,35 @@ def replace_flat(groups: Sequence[Group], fresh: Sequence[Group], reward_weights
             replaced += 1
         else:
             result.append(group)
+    return result, replaced
+
+
+def resample(
+    groups: Sequence[Group],
+    reward_weights: Tensor,
+    rounds: int,
+    fresh_groups: Callable[[int], list[Group]],
+    agree: Callable[[int], int] = lambda needed: needed,
+) -> tuple[list[Group], int]:
+    """Replace flat groups by fresh ones for at most ``rounds`` rounds, then keep what there is. DAPO sec. 3.2.
+
+    Args:
+        groups: the rollout's groups.
+        reward_weights: float (R,), of the total reward.
+        rounds: bound on rounds.
+        fresh_groups: samples and rewards so many groups about fresh prompts.
+        agree: turns this process's number of flat groups into the number all processes generate.
+
+    Returns:
+        The groups, as many as before, and how many were replaced.
+    """
+    result, replaced = list(groups), 0
+    for _ in range(rounds):
+        needed = agree(sum(is_flat(group, reward_weights) for group in result))
+        if needed == 0:
+            break
+        result, count = replace_flat(result, fresh_groups(needed), reward_weights)
+        replaced += count
     return result, replaced
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.packing import VISION_KEYS, prompt_positions
+from appo.packing import VISION_KEYS, join_vision, prompt_positions, unwrap
 from appo.spans import check_time_advances, frame_spans
 from appo.types import FrameSpans
 from appo.video import FrameSampling, SampledVideo, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
-# Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors.
-PromptInputs = dict[str, Tensor]
+# Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
+PromptInputs = dict[str, Any]
 
 
 class VideoCache:
@@ -69,15 +69,16 @@ def clean_messages(messages: Messages) -> Messages:
 
 def video_paths(messages: Messages) -> list[str]:
     """Paths of the videos of a conversation, in order."""
-    return [str(part["video"]) for part in _parts(messages) if part["type"] == "video"]
+    return [str(part["video"]) for part in message_parts(messages) if part["type"] == "video"]
 
 
 def has_video(messages: Any) -> bool:
     """Whether a dataset's ``prompt`` (a string, or messages) holds a video part."""
-    return isinstance(messages, list) and any(part["type"] == "video" for part in _parts(messages))
+    return isinstance(messages, list) and any(part["type"] == "video" for part in message_parts(messages))
 
 
-def _parts(messages: Messages) -> Iterator[dict[str, Any]]:
+def message_parts(messages: Messages) -> Iterator[dict[str, Any]]:
+    """All parts of a conversation's messages, in order; plain text messages have none."""
     for message in messages:
         if isinstance(message["content"], list):
             yield from message["content"]
@@ -99,7 +100,7 @@ def encode_prompt(
     """
     messages = clean_messages(messages)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
-    images = [_image(part["image"]) for part in _parts(messages) if part["type"] == "image"]
+    images = [_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"]
     vision: dict[str, Any] = {"images": images} if images else {}
     if videos:
         vision |= {
@@ -143,16 +144,7 @@ def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:
     check_time_advances(prompt_positions(model, cpu)[:, 0], prompt_spans(model, cpu))
 
 
-def batch_vision(prompts: Sequence[Mapping[str, Tensor]]) -> PromptInputs:
-    """The vision tensors of several prompts, one after another, as a batch of rows needs them."""
-    return {
-        key: torch.cat([prompt[key] for prompt in prompts if key in prompt])
-        for key in VISION_KEYS
-        if any(key in prompt for prompt in prompts)
-    }
-
-
-def without_pixels(prompt: Mapping[str, Tensor]) -> PromptInputs:
+def without_pixels(prompt: Mapping[str, Any]) -> PromptInputs:
     """The same prompt about blank frames."""
     return {key: torch.zeros_like(value) if key.startswith("pixel_values") else value for key, value in prompt.items()}
 
@@ -169,7 +161,7 @@ def vision_token_ids(config: Any) -> list[int]:
 def generate(
     model: Any,
     processor: Any,
-    prompts: Sequence[Mapping[str, Tensor]],
+    prompts: Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int,
     responses: int = 1,
@@ -179,7 +171,7 @@ def generate(
 
     Args:
         model: the policy.
-        processor: its processor; names padding and end-of-sequence tokens.
+        processor: its processor; names the padding token.
         prompts: one :func:`encode_prompt` result a prompt.
         max_new_tokens: longest response.
         responses: G, responses to each prompt.
@@ -188,28 +180,69 @@ def generate(
     Returns:
         For each prompt its G responses as int64 tensors, up to and including the end-of-sequence token.
     """
-    tokenizer = processor.tokenizer
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    return respond(
+        model,
+        processor.tokenizer.pad_token_id,
+        prompts,
+        responses,
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        suppress_tokens=vision_token_ids(model.config),
+        **sampling,
+    )
+
+
+def respond(
+    model: Any, pad_token_id: int, prompts: Sequence[Mapping[str, Any]], responses: int, **generation: Any
+) -> list[list[Tensor]]:
+    """The same with transformers' own generation settings. Each prompt, with its video, is read once. Source: ours.
+
+    Stock generation copies a prompt G times and reads every copy; here its cache is made once and repeated.
+
+    Args:
+        model: the policy.
+        pad_token_id: fills prompts from the left.
+        prompts: encoded prompts, pixels or features (:func:`appo.packing.encode_vision`).
+        responses: G.
+        generation: what transformers' ``generate`` takes (``generation_config``, ``max_new_tokens``, ...).
+    """
     device = next(model.parameters()).device
+    pads = {"input_ids": pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
     longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
     batch = {
-        key: torch.cat([_left_pad(prompt[key], longest, pad) for prompt in prompts])
-        for key, pad in (("input_ids", tokenizer.pad_token_id), ("attention_mask", 0), ("mm_token_type_ids", 0))
+        key: torch.cat([_left_pad(prompt[key], longest, pad) for prompt in prompts]).to(device)
+        for key, pad in pads.items()
         if key in prompts[0]
-    } | batch_vision(prompts)
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    eos = model.generation_config.eos_token_id
-    ends = torch.tensor(eos if isinstance(eos, list) else [eos])
+    }
     with torch.no_grad():
+        cache = _prefill(model, batch, to_device(join_vision(prompts), device))
+        cache.batch_repeat_interleave(responses)
+        # Where text goes on after the video: the model keeps it from the prefill, one number a prompt.
+        inner = unwrap(model).base_model
+        if inner.rope_deltas is not None:
+            inner.rope_deltas = inner.rope_deltas.repeat_interleave(responses, dim=0)
         sequences = model.generate(
-            **{key: value.to(device) for key, value in batch.items()},
-            do_sample=temperature > 0,
-            num_return_sequences=responses,
-            max_new_tokens=max_new_tokens,
-            suppress_tokens=vision_token_ids(model.config),
-            **sampling,
+            input_ids=batch["input_ids"].repeat_interleave(responses, dim=0),
+            attention_mask=batch["attention_mask"].repeat_interleave(responses, dim=0),
+            past_key_values=cache,
+            **generation,
         ).cpu()
+    config = generation.get("generation_config") or model.generation_config
+    ends = torch.tensor(config.eos_token_id).reshape(-1)
     rows = [_until_end(row, ends) for row in sequences[:, longest:]]
     return [rows[start : start + responses] for start in range(0, len(rows), responses)]
+
+
+def _prefill(model: Any, batch: Mapping[str, Tensor], vision: Mapping[str, Any]) -> Any:
+    """The key/value cache of left-padded prompts but their last token, which ``generate`` then reads itself."""
+    but_last = {key: value[:, :-1] for key, value in batch.items()}
+    return model(**but_last, **vision, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def to_device(prompt: Mapping[str, Any], device: torch.device) -> PromptInputs:
+    """The tensors of a prompt on another device; features stay where the model made them."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
 
 
 def _left_pad(x_1P: Tensor, length: int, value: int) -> Tensor:

@@ -15,34 +15,31 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
 from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
 from appo.groups import Group, ScoredGroup, as_generated, as_groups
-from appo.packing import unwrap
-from appo.perception import token_weights
-from appo.resampling import FreshRows, is_flat, replace_flat
+from appo.packing import FEATURES, encode_vision, unwrap, with_features
+from appo.resampling import FreshRows, is_flat, resample
 from appo.rollout import (
     PromptInputs,
     VideoCache,
-    batch_vision,
     check_time,
     encode_prompt,
     has_video,
+    message_parts,
+    respond,
+    to_device,
     video_paths,
     vision_token_ids,
-    without_pixels,
 )
-from appo.scoring import log_probs_at, score_group
+from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
-from appo.types import GroupScores, PerceptionWeights
 from appo.video import FrameSampling
-
-
-class BlindPolicyError(RuntimeError):
-    """The policy's log-probabilities do not depend on the pixels: it would be trained without seeing."""
+from appo.weighing import weigh_group
 
 
 @dataclass
@@ -51,6 +48,7 @@ class _Rollout:
 
     rows: list[dict[str, Any]]
     encoded: list[PromptInputs | None] = field(default_factory=list)
+    features: dict[str, Any] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     rewards: Tensor | None = None
 
@@ -64,7 +62,7 @@ class APPOTrainer(GRPOTrainer):
 
     Raises:
         ValueError: settings that would silently train something else (named, with the fix).
-        BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
+        appo.sight.BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
         appo.video.VideoError: a file that cannot be decoded completely.
     """
 
@@ -100,11 +98,15 @@ class APPOTrainer(GRPOTrainer):
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
         self._checked_sight = False
-        base = unwrap(self.accelerator.unwrap_model(self.model))
         if args.freeze_vision_tower:
-            base.base_model.visual.requires_grad_(False)
+            self._base_model.base_model.visual.requires_grad_(False)
         if args.shared_prefix:
-            use_appo_attention(base)
+            use_appo_attention(self._base_model)
+
+    @property
+    def _base_model(self) -> Any:
+        """The Hugging Face model below accelerate's and PEFT's wrappers."""
+        return unwrap(self.accelerator.unwrap_model(self.model))
 
     def _find_accuracy_reward(self) -> int:
         name = self.args.accuracy_reward
@@ -136,8 +138,6 @@ class APPOTrainer(GRPOTrainer):
         self.videos.clear()
         if self._seen_prompts is None:
             return output
-        if not self._checked_sight:
-            self._check_sight(output)
         prompts = self._seen_prompts
         if self.model.training:
             scored = self._score(rollout, prompts, output["advantages"])
@@ -191,21 +191,54 @@ class APPOTrainer(GRPOTrainer):
                 repeated = row > 0 and prompt == prompts[row - 1]
                 encoded.append(encoded[-1] if repeated else self._encode(prompt))
         self._rollout.encoded = list(encoded)
-        fields: dict[str, Any] = dict(batch_vision(encoded))
-        if "mm_token_type_ids" in encoded[0]:
-            fields["mm_token_type_ids"] = [inputs["mm_token_type_ids"][0].tolist() for inputs in encoded]
-        return [inputs["input_ids"][0].tolist() for inputs in encoded], None, fields
+        return [inputs["input_ids"][0].tolist() for inputs in encoded], None, {}
 
     def _encode(self, prompt: Any) -> PromptInputs:
         videos = [self.videos.read(path) for path in video_paths(prompt)]
         inputs = encode_prompt(self.processing_class, prompt, videos, **self.chat_template_kwargs)
         if videos:
-            check_time(unwrap(self.accelerator.unwrap_model(self.model)), inputs)
-        return inputs
+            check_time(self._base_model, inputs)
+        if videos and not self._checked_sight:
+            assert_sight(self._log_probs_of_own_words, inputs)
+            self._checked_sight = True
+        assert self._rollout is not None
+        about = str([part for part in message_parts(prompt) if part["type"] != "text"])
+        known = self._rollout.features.get(about)
+        seen = self._look(inputs) if known is None else with_features(inputs, known)
+        if FEATURES in seen:
+            self._rollout.features[about] = seen[FEATURES]
+        return seen
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.watch("generate"):
-            return super()._generate_single_turn(*args, **kwargs)
+    def _look(self, inputs: PromptInputs) -> PromptInputs:
+        """A vision tower that is not trained runs here, once a rollout; prefill, scoring and update share it."""
+        if any(parameter.requires_grad for parameter in self._base_model.base_model.visual.parameters()):
+            return inputs
+        with self.watch("vision"), self.accelerator.autocast():
+            return encode_vision(self._base_model, to_device(inputs, self.accelerator.device))
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
+    ) -> Any:
+        assert self._rollout is not None
+        prompts = [inputs for inputs in self._rollout.encoded[::num_generations] if inputs is not None]
+        if not prompts:
+            with self.watch("generate"):
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        unwrapping = unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+        with (
+            self.watch("generate"),
+            unwrapping as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            pad = self._tokenizer.pad_token_id
+            groups = respond(model, pad, prompts, num_generations, generation_config=self.generation_config)
+        return [ids.tolist() for group in groups for ids in group], None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         if self._rollout is not None and self._rollout.rewards is not None:
@@ -234,16 +267,10 @@ class APPOTrainer(GRPOTrainer):
         weights = self.reward_weights.to(groups[0][0].rewards.device)
         total = torch.stack([(sample.rewards * weights).nansum() for group in groups for sample in group])
         self._log_mean("resampling/first_round_reward", float(total.mean()))
-        replaced = 0
-        for _ in range(self.args.max_resampling_rounds):
-            flat = sum(is_flat(group, weights) for group in groups)
-            # Every process generates as many groups as the one that needs most: they meet in the same collectives.
-            needed = max(gather_object([flat]))
-            if needed == 0:
-                break
-            fresh = self._fresh_groups(needed)
-            groups, count = replace_flat(groups, fresh, weights)
-            replaced += count
+        # Every process generates as many groups as the one that needs most: they meet in the same collectives.
+        groups, replaced = resample(
+            groups, weights, self.args.max_resampling_rounds, self._fresh_groups, lambda n: max(gather_object([n]))
+        )
         self._log_mean("resampling/replaced_groups", replaced / len(groups))
         self._log_mean("resampling/flat_groups", sum(is_flat(group, weights) for group in groups) / len(groups))
         return groups
@@ -257,34 +284,22 @@ class APPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self._seen_prompts is not None:
-            base = unwrap(self.accelerator.unwrap_model(self.model))
             seeing = PackedModel if self.args.shared_prefix else SeeingModel
-            model = seeing(model, self._seen_prompts, self._seen_responses, base)
+            model = seeing(model, self._seen_prompts, self._seen_responses, self._base_model)
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
-    def _check_sight(self, output: dict[str, Any]) -> None:
-        """Before the first step: log-probabilities must depend on the pixels (stock TRL scores video prompts blind)."""
-        G = self._seen_responses
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)[:G]
-        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)[:G]
-        length = output["completion_ids"].shape[1]
-        assert self._seen_prompts is not None
-        prompts = self._seen_prompts
-        with torch.no_grad():
-            seen, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, length)
-            self._seen_prompts = [without_pixels(prompt) for prompt in prompts]
-            blind, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, length)
-        self._seen_prompts = prompts
-        if not bool(((seen - blind).abs() * mask[:, -length:]).max() > 0):
-            raise BlindPolicyError(
-                "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "
-                "blind. Check that the model is a video model and that its vision tower's output is not constant"
-            )
-        self._checked_sight = True
+    def _log_probs_of_own_words(self, inputs: PromptInputs) -> Tensor:
+        """Of the prompt's last words repeated as a response, by the path the loss takes."""
+        words = 4
+        ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
+        self._see([self._look(inputs)], 1)
+        log_probs: Tensor
+        log_probs, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), words)
+        self._seen_prompts = None
+        return log_probs
 
     def _score(self, rollout: _Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
         """Score each group with capture and make its weights (method steps 1-8); other methods score nothing."""
-        model = self.accelerator.unwrap_model(self.model)
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
         scored = []
         for group, prompt, advantages_G in zip(rollout.groups, prompts, advantages_QG, strict=True):
@@ -292,32 +307,20 @@ class APPOTrainer(GRPOTrainer):
             if self.args.method != "appo" or "video_grid_thw" not in prompt:
                 scored.append(ScoredGroup(group, times, advantages_G, None, None))
                 continue
-            with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
-                responses = [torch.tensor(sample.completion_ids) for sample in group]
-                layers = self.args.attention_layers
-                scores = score_group(
-                    model,
+            with self.accelerator.autocast():
+                scores, weights = weigh_group(
+                    self._base_model,
                     prompt,
-                    responses,
-                    capture_layers=layers,
+                    [torch.tensor(sample.completion_ids) for sample in group],
+                    torch.stack([sample.rewards[self._accuracy_column] for sample in group]),
+                    capture_layers=self.args.attention_layers,
                     temperature=self.temperature,
                     shared_prefix=self.args.shared_prefix,
+                    watch=self.watch,
+                    **self.args.weight_settings,
                 )
-            with self.watch("weights"):
-                weights = self._weights(model, group, scores)
             scored.append(ScoredGroup(group, times, advantages_G, scores, weights))
         return scored
-
-    def _weights(self, model: Any, group: Group, scores: GroupScores) -> PerceptionWeights:
-        accuracy_G = torch.stack([sample.rewards[self._accuracy_column] for sample in group])
-        assert scores.frame_attention_GNF is not None
-        return token_weights(
-            scores.frame_attention_GNF,
-            scores.mask_GN,
-            accuracy_G.nan_to_num(0.0).to(scores.mask_GN.device),
-            log_probs_at(model, scores.hidden_GNH, temperature=self.temperature),
-            **self.args.weight_settings,
-        )
 
     # -- the update --------------------------------------------------------------------------------------------------
 

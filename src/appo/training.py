@@ -87,7 +87,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """Train, recording everything; returns the run folder, which holds the trained policy in ``policy/``.
 
     Raises:
-        ValueError, appo.records.RecordError, appo.video.VideoError, appo.trainer.BlindPolicyError: one line each.
+        ValueError, appo.records.RecordError, appo.video.VideoError, appo.sight.BlindPolicyError: one line each.
     """
     folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
     if script.annotations is None:

@@ -1,0 +1,33 @@
+"""Whether a policy sees: its log-probabilities must depend on the pixels. Stock TRL scores video prompts blind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from appo.rollout import PromptInputs, without_pixels
+
+
+class BlindPolicyError(RuntimeError):
+    """The policy's log-probabilities do not depend on the pixels: it would be trained without seeing."""
+
+
+def assert_sight(log_probs: Callable[[PromptInputs], Tensor], prompt: PromptInputs) -> None:
+    """Compare log-probabilities about a video with those about blank frames. Source: ours.
+
+    Args:
+        log_probs: log-probabilities of some fixed words after an encoded prompt, by the path that training takes.
+        prompt: an encoded prompt with its pixels.
+
+    Raises:
+        BlindPolicyError: they are the same.
+    """
+    with torch.no_grad():
+        difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
+    if not bool(difference > 0):
+        raise BlindPolicyError(
+            "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "
+            "blind. Check that the model is a video model and that its vision tower's output is not constant"
+        )
