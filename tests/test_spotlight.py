@@ -20,7 +20,7 @@ from appo.spotlight import generate, load_annotations, load_policy, policy_path
 from appo.spotlight.dataset import samples
 from appo.spotlight.drawing import RGB
 from appo.spotlight.lessons import IGNORED, Lessons, Stage, build_pool
-from appo.spotlight.measure import SAMPLING, encode, respond, summarize
+from appo.spotlight.measure import SAMPLING, respond, summarize
 from appo.spotlight.policy import build_policy
 from appo.spotlight.processor import vocabulary
 from appo.spotlight.teacher import respond as teach
@@ -43,6 +43,23 @@ def clips(tmp_path_factory):
 
 
 # --- the world ---
+
+
+def encode(processor, questions):
+    """A left-padded batch in one call of the processor: independent of `appo.rollout`, which encodes one by one."""
+    videos = [read_video(question.video, processor.video_processor, SAMPLING) for question in questions]
+    messages = [build_messages(question, instruction="") for question in questions]
+    texts = [processor.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in messages]
+    metadata = [video.metadata for video in videos]
+    return dict(
+        processor(
+            text=texts,
+            videos=[video.frames_THWC for video in videos],
+            videos_kwargs={"video_metadata": metadata, "do_sample_frames": False},
+            padding=True,
+            return_tensors="pt",
+        )
+    )
 
 
 def test_same_seed_same_bytes(tmp_path):
@@ -100,6 +117,16 @@ def test_levels_differ_as_promised():
         assert all((scene.texture in NEW_TEXTURES) == (level != "L1") for scene in scenes)
     assert np.mean([len(s.events) for s, _ in drawn["L3"]]) > np.mean([len(s.events) for s, _ in drawn["L1"]])
     assert {question.task for _, question in drawn["L1"]} == set(TASKS)
+
+
+def test_a_line_that_is_no_question_is_named(tmp_path):
+    generate(tmp_path, "L1", 2, seed=0)
+    file = tmp_path / "annotations.jsonl"
+    first, second = file.read_text().splitlines()
+    for broken in ("{", "[]", second.replace('"question"', '"qustion"')):
+        file.write_text(f"{first}\n{broken}\n")
+        with pytest.raises(ValueError, match=r"annotations\.jsonl, line 2: no question"):
+            load_annotations(file)
 
 
 def test_world_loads_without_torch():

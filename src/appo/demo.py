@@ -18,13 +18,11 @@ from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord, RunFolder
 from appo.spotlight import generate, load_policy
-from appo.spotlight.world import LEVELS, MAX_SECONDS
+from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
+from appo.spotlight.world import LEVELS
 from appo.training import fit, make_trainer, rows_of
 from appo.types import VideoQA
-from appo.video import FrameSampling
 
-SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
-MAX_NEW_TOKENS = 96
 HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
 
 

@@ -59,12 +59,23 @@ def generate(folder: str | Path, level: str, count: int, seed: int, *, workers: 
 
 
 def load_annotations(path: str | Path) -> list[VideoQA]:
-    """Read an annotations file, or the one in a folder; its video paths are relative to where it lies."""
+    """Read an annotations file, or the one in a folder; its video paths are relative to where it lies.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: a line is no question; names file and line.
+    """
     path = Path(path)
     path = path / ANNOTATIONS if path.is_dir() else path
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [
-        VideoQA(
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_question(path, number, line) for number, line in enumerate(lines, start=1) if line]
+
+
+def _question(path: Path, number: int, line: str) -> VideoQA:
+    """One line of an annotations file. Raises ValueError naming file and line."""
+    try:
+        row = json.loads(line)
+        return VideoQA(
             id=row["id"],
             video=str(path.parent / row["video"]),
             question=row["question"],
@@ -73,8 +84,9 @@ def load_annotations(path: str | Path) -> list[VideoQA]:
             spans=tuple((float(start), float(end)) for start, end in row["event_spans"]),
             metadata=row["metadata"],
         )
-        for row in rows
-    ]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "write it as `appo.spotlight.generate` does: id, video, question, answer, event_spans, metadata"
+        raise ValueError(f"{path}, line {number}: no question ({type(error).__name__}: {error}); {fix}") from None
 
 
 def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, Any]:
