@@ -6,6 +6,7 @@ response tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,6 +165,11 @@ def encode_vision(base: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
                 prompt["pixel_values"], prompt["image_grid_thw"], return_dict=True
             )
     return with_features(prompt, _join_features([features])) if features else dict(prompt)
+
+
+def reuses_vision(base: Any) -> bool:
+    """Whether the model's forward takes vision features (transformers 5.18 and later); before, it wants pixels."""
+    return FEATURES in inspect.signature(type(base.base_model).forward).parameters
 
 
 def with_features(prompt: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:

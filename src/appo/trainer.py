@@ -22,7 +22,7 @@ from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
 from appo.groups import Group, ScoredGroup, as_generated, as_groups
-from appo.packing import FEATURES, encode_vision, unwrap, with_features
+from appo.packing import FEATURES, encode_vision, reuses_vision, unwrap, with_features
 from appo.resampling import FreshRows, is_flat, resample
 from appo.rollout import (
     PromptInputs,
@@ -211,10 +211,11 @@ class APPOTrainer(GRPOTrainer):
 
     def _look(self, inputs: PromptInputs) -> PromptInputs:
         """A vision tower that is not trained runs here, once a rollout; prefill, scoring and update share it."""
-        if any(parameter.requires_grad for parameter in self._base_model.base_model.visual.parameters()):
+        base = self._base_model
+        if any(p.requires_grad for p in base.base_model.visual.parameters()) or not reuses_vision(base):
             return inputs
         with self.watch("vision"), self.accelerator.autocast():
-            return encode_vision(self._base_model, to_device(inputs, self.accelerator.device))
+            return encode_vision(base, to_device(inputs, self.accelerator.device))
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
