@@ -1,0 +1,303 @@
+"""What a whole optimiser step costs, part by part: APPO ours, ordinary rows that see, and stock TRL that does not.
+
+    python benchmarks/step_cost.py                        # the demo's tiny policy on generated clips, minutes on a CPU
+    python benchmarks/step_cost.py --model untrained      # the same build with random weights
+    python benchmarks/step_cost.py --device cuda --model qwen2.5-vl-3b --frame-tokens 64 --tokens 384
+
+Every way answers the same prompts about the same mp4 files with the same number of tokens:
+
+appo       APPOTrainer, method appo: attention captured, token weights, groups packed behind one prompt
+grpo       APPOTrainer, method grpo: the same without scoring and weights
+rows       APPOTrainer, method grpo, shared_prefix false: the least a GRPO trainer that sees the video must do
+stock      TRL's GRPOTrainer: generates from the video, but its loss leaves the video out (blind, so too cheap)
+
+Rewards are fixed (every second response wins), so that every group is mixed; dynamic sampling is off in all of them.
+Where torchcodec is missing, stock TRL decodes through transformers' own PyAV reader.
+"""
+
+from __future__ import annotations
+
+import harness  # first: it sets OpenMP's waiting before torch loads
+
+# isort: split
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from shapes import SHAPES, config_of
+from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from transformers.utils import is_torchcodec_available
+from transformers.video_utils import load_video
+from trl import GRPOConfig, GRPOTrainer
+
+from appo import APPOConfig, APPOTrainer
+from appo.prompts import build_messages
+from appo.rollout import vision_token_ids
+from appo.spotlight import build_policy, generate, load_policy
+from appo.stopwatch import Stopwatch
+
+WAYS = ("appo", "grpo", "rows", "stock")
+OURS: dict[str, dict[str, Any]] = {
+    "appo": {"method": "appo"},
+    "grpo": {"method": "grpo"},
+    "rows": {"method": "grpo", "shared_prefix": False},
+}
+SAMPLING_FPS, MOST_FRAMES, FEWEST_FRAMES = 2.0, 24, 4
+
+
+# --- the same job for all --------------------------------------------------------------------------------------------
+
+
+def fixed_rewards(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Every second response wins."""
+    return [float(index % 2) for index in range(len(completions))]
+
+
+def policy(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and processor. Real shapes have random weights and the embedded world's tokenizer."""
+    if args.model == "shipped":
+        model, processor = load_policy()
+    else:
+        model, processor = build_policy(args.seed)
+    if args.model in SHAPES:
+        model = _random_model(args, model)
+    size = {"shortest_edge": args.frame_tokens * 28 * 28, "longest_edge": args.frame_tokens * 28 * 28}
+    video = processor.video_processor
+    video.size = size
+    # What APPOTrainer samples by its settings, stock TRL takes from the processor.
+    video.do_sample_frames, video.fps = True, SAMPLING_FPS
+    video.min_frames, video.max_frames = FEWEST_FRAMES, MOST_FRAMES
+    return model, processor
+
+
+def _random_model(args: argparse.Namespace, tiny: Any) -> Any:
+    config = config_of(SHAPES[args.model])
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        setattr(config, name, getattr(tiny.config, name))
+    torch.manual_seed(args.seed)
+    with torch.device(args.device):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = tiny.generation_config
+    return model
+
+
+def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """GRPOConfig's arguments, the same for all ways."""
+    cuda = args.device.startswith("cuda")
+    return {
+        "output_dir": str(folder / "out"),
+        "num_generations": args.group,
+        "per_device_train_batch_size": args.group * args.prompts_per_call,
+        "gradient_accumulation_steps": args.prompts // args.prompts_per_call,
+        "max_completion_length": args.tokens,
+        "generation_kwargs": {"min_new_tokens": args.tokens},
+        "max_steps": 1 + args.steps,
+        "learning_rate": 1e-6,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "gradient_checkpointing": args.model.startswith("qwen"),
+        "disable_tqdm": True,
+        "seed": args.seed,
+    }
+
+
+def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) -> Any:
+    """A fresh trainer of one way on a fresh policy."""
+    model, processor = policy(args)
+    shared = settings(args, folder)
+    if way == "stock":
+        shared["generation_kwargs"] = shared["generation_kwargs"] | {"suppress_tokens": vision_token_ids(model.config)}
+        # The vision tower is frozen in all of them.
+        model.model.visual.requires_grad_(False)
+        if not is_torchcodec_available():
+            _decode_with_pyav(processor.video_processor)
+        config = GRPOConfig(**shared, beta=0.0, loss_type="grpo")
+        return TimedStock(model, fixed_rewards, config, train_dataset=rows, processing_class=processor)
+    config = APPOConfig(
+        **shared,
+        **OURS[way],
+        accuracy_reward="fixed_rewards",
+        max_resampling_rounds=0,
+        overlong_cache=0,
+        score_tokens=8,
+        top_frames=2,
+        frame_tokens=8,
+        video_fps=SAMPLING_FPS,
+        video_max_frames=MOST_FRAMES,
+        video_min_frames=FEWEST_FRAMES,
+    )
+    return APPOTrainer(model, fixed_rewards, config, train_dataset=rows, processing_class=processor)
+
+
+def _decode_with_pyav(video_processor: Any) -> None:
+    def fetch(videos: Any, sample_indices_fn: Any = None) -> Any:
+        if isinstance(videos, list):
+            return list(zip(*[fetch(video, sample_indices_fn) for video in videos], strict=True))
+        return load_video(videos, backend="pyav", sample_indices_fn=sample_indices_fn)
+
+    video_processor.fetch_videos = fetch
+
+
+class TimedStock(GRPOTrainer):
+    """Stock TRL, untouched but for a stopwatch around three of its methods."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch = Stopwatch()
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        with self.watch("decode"):
+            return super()._tokenize_prompts(prompts)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.watch("generate"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, measured; what is inside and measured itself does not count."""
+        with self.watch("update"):
+            loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            for part, seconds in self.watch.read().items():
+                self._metrics["train"][f"time/{part}"].append(seconds)
+        return loss
+
+
+class StepClock(TrainerCallback):
+    """Wall seconds between the ends of two steps: all that happens in a step is in it."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self._ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every step but the first, which warms up."""
+        return [end - start for start, end in zip(self._ends, self._ends[1:], strict=False)]
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) -> dict[str, Any]:
+    """Train a few steps; seconds of each step but the first, by part and in all."""
+    trainer, clock = make_trainer(way, args, rows, folder), StepClock()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "completions/mean_length" in entry]
+    parts = defaultdict(list)
+    for entry in logs[1:]:
+        for name, value in entry.items():
+            if name.startswith("time/"):
+                parts[name.removeprefix("time/")].append(value)
+    run = {
+        "seconds": clock.seconds,
+        "parts": dict(parts),
+        "tokens": [entry["completions/mean_length"] for entry in logs[1:]],
+    }
+    if args.device.startswith("cuda"):
+        run["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return run
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All rounds of one way as one: every step's seconds, medians by part."""
+    seconds = [value for run in runs for value in run["seconds"]]
+    names = sorted({name for run in runs for name in run["parts"]})
+    parts = {name: statistics.median([value for run in runs for value in run["parts"].get(name, [])]) for name in names}
+    result = {
+        "seconds": seconds,
+        "median": statistics.median(seconds),
+        "parts": parts,
+        "tokens": statistics.mean([value for run in runs for value in run["tokens"]]),
+    }
+    if "peak_bytes" in runs[0]:
+        result["peak_bytes"] = max(run["peak_bytes"] for run in runs)
+    return result
+
+
+def ratios(ways: dict[str, Any]) -> dict[str, float]:
+    """How many times longer the others' steps take than APPO's."""
+    if "appo" not in ways:
+        return {}
+    return {f"{way}:appo": ways[way]["median"] / ways["appo"]["median"] for way in ways if way != "appo"}
+
+
+def show(ways: dict[str, Any], found: dict[str, float]) -> None:
+    """Print the table."""
+    names = sorted({name for way in ways.values() for name in way["parts"]})
+    header = ["", *names, "rest", "whole step", "ratio to appo"]
+    rows = []
+    for name, way in ways.items():
+        parts = [harness.shown(way["parts"].get(part), " s") for part in names]
+        rest = max(way["median"] - sum(way["parts"].values()), 0.0)
+        ratio = harness.shown(found.get(f"{name}:appo"), "x")
+        rows.append([name, *parts, harness.shown(rest, " s", 2), harness.shown(way["median"], " s"), ratio])
+    harness.print_table("One optimiser step (medians)", header, rows)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = harness.base_parser(__doc__, "step_cost")
+    choices = ["shipped", "untrained", *sorted(SHAPES)]
+    parser.add_argument("--model", choices=choices, default="shipped", help="the demo's policy, or a random shape")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--group", type=int, default=8, help="G")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of an optimiser step (the demo's 16)")
+    parser.add_argument("--prompts-per-call", type=int, default=4, help="prompts of a micro-batch (the demo's 4)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of every response (the demo's have about 50)")
+    parser.add_argument("--frame-tokens", type=int, default=4, help="tokens of a frame (demo: 4, paper: 64)")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of a round, after one that warms up")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table, write the JSON; returns what was written."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse(argv)
+    harness.prepare(args)
+    runs = defaultdict(list)
+    left = harness.TimeLeft(args.repeats * len(args.ways))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        questions = generate(folder / "clips", "L1", args.prompts * (args.steps + 1), args.seed)
+        rows = Dataset.from_list([{"prompt": build_messages(question, instruction="")} for question in questions])
+        for number in range(args.repeats):
+            for way in args.ways:
+                runs[way].append(run_once(way, args, rows, folder))
+                left.step(f"{way}, round {number + 1} of {args.repeats}", 1)
+    ways = {way: summary(runs[way]) for way in args.ways}
+    found = ratios(ways)
+    keys = ("model", "group", "prompts", "prompts_per_call", "tokens", "frame_tokens", "steps")
+    result = harness.provenance(args, argv) | {
+        "settings": {key: getattr(args, key) for key in keys} | {"vision_frozen": True},
+        "ways": ways,
+        "ratios": found,
+    }
+    harness.write_json(args.output, result)
+    show(ways, found)
+    return result
+
+
+if __name__ == "__main__":
+    main()
