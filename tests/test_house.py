@@ -25,7 +25,7 @@ ROOMS = [
     "appo",
     "appo.types", "appo.perception", "appo.prompts", "appo.rewards",
     "appo.video", "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
-    "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.weighing",
+    "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.config", "appo.trainer",
     "appo.records", "appo.recording", "appo.evaluate", "appo.inspection", "appo.display",
     "appo.spotlight",

@@ -48,6 +48,7 @@ def test_nothing_else_of_trl_is_overridden():
         ("_generate_and_score_completions", ") = self._generate(prompts)", "the list of prompts is ours to replace"),
         ("_generate_and_score_completions", "self._calculate_rewards(inputs, prompts, completions", "same rows list"),
         ("_generate", "self._tokenize_prompts(prompts)", "videos enter here"),
+        ("_generate_and_score_completions", "if self.args.gradient_accumulation_steps % generate_every != 0", "stale"),
         ("_generate", "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields,", "8 lists"),
         ("_generate", "completion_ids, logprobs = self._generate_single_turn(", "ids as lists, and log-probs or None"),
         ("_prepare_inputs", "shuffle_sequence_dict(generation_batch)", "groups are shuffled as wholes"),

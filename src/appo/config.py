@@ -123,6 +123,20 @@ class APPOConfig(GRPOConfig):
         names = ("threshold", "strategy", "score_tokens", "top_frames", "frame_tokens", "max_weight", "divergence")
         return {name: getattr(self, name) for name in names}
 
+    def accuracy_column(self, reward_names: list[str]) -> int:
+        """Which reward function splits winners from losers: the one named ``accuracy_reward``, or the only one.
+
+        Raises:
+            ValueError: the weights need one, and none of several has that name.
+        """
+        own = [name for name in reward_names if name != "soft_overlong_punishment_reward"]
+        if self.accuracy_reward not in own and len(own) > 1 and self.method == "appo":
+            raise ValueError(
+                f"accuracy_reward is {self.accuracy_reward!r}, but the reward functions are {', '.join(own)}: set "
+                "accuracy_reward to the one that tells right answers from wrong ones"
+            )
+        return reward_names.index(self.accuracy_reward) if self.accuracy_reward in own else 0
+
     def __post_init__(self) -> None:
         self._apply_method()
         self._check_method_settings()

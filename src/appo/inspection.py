@@ -15,9 +15,10 @@ from appo.recording import group_record
 from appo.records import RolloutRecord
 from appo.rewards import score_answer
 from appo.rollout import VideoCache, encode_prompt, generate, video_paths
+from appo.scoring import score_group
 from appo.types import VideoQA
 from appo.video import FrameSampling
-from appo.weighing import weigh_group
+from appo.weighing import weigh
 
 
 def inspect_question(
@@ -43,7 +44,7 @@ def inspect_question(
         responses: G.
         instruction: appended to the question.
         step: recorded as the training step the model is at.
-        weight_settings: passed to :func:`appo.weighing.weigh_group`.
+        weight_settings: passed to :func:`appo.perception.token_weights`.
 
     Returns:
         The group as a run folder records it.
@@ -66,7 +67,9 @@ def inspect_question(
         Sample(row, prompt["input_ids"][0].tolist(), ids.tolist(), text, None, prompt, reward[None])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
     ]
-    scores, weights = weigh_group(model, prompt, ids_G, rewards_G, **weight_settings)
+    with torch.no_grad():
+        scores = score_group(model, prompt, ids_G)
+    weights = weigh(model, scores, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
     group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
     return group_record(step, group, processor.tokenizer, ["accuracy_reward"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
@@ -21,25 +21,17 @@ from trl.rewards import get_soft_overlong_punishment
 from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
+from appo.encoding import PromptEncoder
 from appo.groups import Group, ScoredGroup, as_generated, as_groups
-from appo.packing import FEATURES, encode_vision, reuses_vision, unwrap, with_features
+from appo.packing import unwrap
 from appo.resampling import FreshRows, is_flat, resample
-from appo.rollout import (
-    PromptInputs,
-    VideoCache,
-    check_time,
-    encode_prompt,
-    has_video,
-    message_parts,
-    respond,
-    to_device,
-    video_paths,
-    vision_token_ids,
-)
+from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
+from appo.scoring import score_group
 from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
+from appo.types import GroupScores
 from appo.video import FrameSampling
-from appo.weighing import weigh_group
+from appo.weighing import weigh
 
 
 @dataclass
@@ -48,9 +40,10 @@ class _Rollout:
 
     rows: list[dict[str, Any]]
     encoded: list[PromptInputs | None] = field(default_factory=list)
-    features: dict[str, Any] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     rewards: Tensor | None = None
+    scores: list[GroupScores] = field(default_factory=list)
+    wants_old_log_probs: bool = False
 
 
 class APPOTrainer(GRPOTrainer):
@@ -87,38 +80,33 @@ class APPOTrainer(GRPOTrainer):
             args.reward_weights = None if weights is None else [*weights, 1.0]
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         args.reward_weights = weights
-        self._accuracy_column = self._find_accuracy_reward()
+        self._accuracy_column = args.accuracy_column(self.reward_func_names)
         self._never_sample(args)
         self.on_rollout: Any = None
         self.watch = Stopwatch()
         self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
         sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
-        self.videos = VideoCache(getattr(self.processing_class, "video_processor", None), sampling)
+        self.encoder = PromptEncoder(
+            self.processing_class,
+            VideoCache(getattr(self.processing_class, "video_processor", None), sampling),
+            self.accelerator.device,
+            self.accelerator.autocast,
+            self.watch,
+            self.chat_template_kwargs,
+        )
         self._rollout: _Rollout | None = None
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
         self._checked_sight = False
-        if args.freeze_vision_tower:
+        if args.freeze_vision_tower and self._is_vlm:
             self._base_model.base_model.visual.requires_grad_(False)
-        if args.shared_prefix:
+        if args.shared_prefix and self._is_vlm:
             use_appo_attention(self._base_model)
 
     @property
     def _base_model(self) -> Any:
         """The Hugging Face model below accelerate's and PEFT's wrappers."""
         return unwrap(self.accelerator.unwrap_model(self.model))
-
-    def _find_accuracy_reward(self) -> int:
-        name = self.args.accuracy_reward
-        own = [n for n in self.reward_func_names if n != "soft_overlong_punishment_reward"]
-        if name in own:
-            return int(self.reward_func_names.index(name))
-        if self.args.method == "appo" and len(own) > 1:
-            raise ValueError(
-                f"accuracy_reward is {name!r}, but the reward functions are {', '.join(own)}: set accuracy_reward to "
-                "the one that tells right answers from wrong ones"
-            )
-        return 0
 
     def _never_sample(self, args: APPOConfig) -> None:
         """Ban vision placeholders from sampling: one in a response asks for features that no video has."""
@@ -135,7 +123,7 @@ class APPOTrainer(GRPOTrainer):
         self._rollout = rollout = _Rollout(rows=list(inputs))
         self._seen_prompts = None
         output: dict[str, Any] = super()._generate_and_score_completions(rollout.rows)
-        self.videos.clear()
+        self.encoder.forget()
         if self._seen_prompts is None:
             return output
         prompts = self._seen_prompts
@@ -170,6 +158,10 @@ class APPOTrainer(GRPOTrainer):
         for column in {key for sample in samples for key in sample.extras}:
             self._pending_extra_logs[column] = [sample.extras.get(column) for sample in samples]
         self._see([group[0].inputs for group in groups], generations)
+        # TRL asks for old log-probabilities first of all, if it does: when several updates share a rollout (or vLLM).
+        stale = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
+        seen = self._seen_prompts is not None
+        rollout.wants_old_log_probs = self.args.method == "appo" and stale and seen
         return as_generated(samples, generated)
 
     def _see(self, prompts: Sequence[PromptInputs | None], responses: int) -> None:
@@ -194,28 +186,11 @@ class APPOTrainer(GRPOTrainer):
         return [inputs["input_ids"][0].tolist() for inputs in encoded], None, {}
 
     def _encode(self, prompt: Any) -> PromptInputs:
-        videos = [self.videos.read(path) for path in video_paths(prompt)]
-        inputs = encode_prompt(self.processing_class, prompt, videos, **self.chat_template_kwargs)
-        if videos:
-            check_time(self._base_model, inputs)
-        if videos and not self._checked_sight:
+        inputs = self.encoder.read(self._base_model, prompt)
+        if has_video(prompt) and not self._checked_sight:
             assert_sight(self._log_probs_of_own_words, inputs)
             self._checked_sight = True
-        assert self._rollout is not None
-        about = str([part for part in message_parts(prompt) if part["type"] != "text"])
-        known = self._rollout.features.get(about)
-        seen = self._look(inputs) if known is None else with_features(inputs, known)
-        if FEATURES in seen:
-            self._rollout.features[about] = seen[FEATURES]
-        return seen
-
-    def _look(self, inputs: PromptInputs) -> PromptInputs:
-        """A vision tower that is not trained runs here, once a rollout; prefill, scoring and update share it."""
-        base = self._base_model
-        if any(p.requires_grad for p in base.base_model.visual.parameters()) or not reuses_vision(base):
-            return inputs
-        with self.watch("vision"), self.accelerator.autocast():
-            return encode_vision(base, to_device(inputs, self.accelerator.device))
+        return self.encoder.see(self._base_model, prompt, inputs)
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
@@ -283,45 +258,66 @@ class APPOTrainer(GRPOTrainer):
 
     # -- sight and weights -----------------------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self._rollout is not None and self._rollout.wants_old_log_probs:
+            self._rollout.wants_old_log_probs = False
+            return self._old_log_probs(logits_to_keep), None, None
         if self._seen_prompts is not None:
             seeing = PackedModel if self.args.shared_prefix else SeeingModel
             model = seeing(model, self._seen_prompts, self._seen_responses, self._base_model)
-        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
 
     def _log_probs_of_own_words(self, inputs: PromptInputs) -> Tensor:
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
         ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
-        self._see([self._look(inputs)], 1)
+        self._see([self.encoder.look(self._base_model, inputs)], 1)
         log_probs: Tensor
         log_probs, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), words)
         self._seen_prompts = None
         return log_probs
 
     def _score(self, rollout: _Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
-        """Score each group with capture and make its weights (method steps 1-8); other methods score nothing."""
+        """Weigh each group (method steps 1-8), scoring it first unless that is done; other methods do neither."""
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
         scored = []
-        for group, prompt, advantages_G in zip(rollout.groups, prompts, advantages_QG, strict=True):
-            times = self.videos.timestamps(group[0].row["prompt"])
+        for q, (group, prompt, advantages_G) in enumerate(zip(rollout.groups, prompts, advantages_QG, strict=True)):
+            times = self.encoder.videos.timestamps(group[0].row["prompt"])
             if self.args.method != "appo" or "video_grid_thw" not in prompt:
                 scored.append(ScoredGroup(group, times, advantages_G, None, None))
                 continue
-            with self.accelerator.autocast():
-                scores, weights = weigh_group(
-                    self._base_model,
-                    prompt,
-                    [torch.tensor(sample.completion_ids) for sample in group],
-                    torch.stack([sample.rewards[self._accuracy_column] for sample in group]),
-                    capture_layers=self.args.attention_layers,
-                    temperature=self.temperature,
-                    shared_prefix=self.args.shared_prefix,
-                    watch=self.watch,
-                    **self.args.weight_settings,
+            scores = rollout.scores[q] if rollout.scores else self._score_group(group, prompt)
+            accuracy_G = torch.stack([sample.rewards[self._accuracy_column] for sample in group])
+            with self.watch("weights"):
+                weights = weigh(
+                    self._base_model, scores, accuracy_G, temperature=self.temperature, **self.args.weight_settings
                 )
             scored.append(ScoredGroup(group, times, advantages_G, scores, weights))
         return scored
+
+    def _score_group(self, group: Group, prompt: PromptInputs) -> GroupScores:
+        with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
+            return score_group(
+                self._base_model,
+                prompt,
+                [torch.tensor(sample.completion_ids) for sample in group],
+                capture_layers=self.args.attention_layers if "video_grid_thw" in prompt else 0,
+                temperature=self.temperature,
+                shared_prefix=self.args.shared_prefix,
+            )
+
+    def _old_log_probs(self, length: int) -> Tensor:
+        """(B, length) log-probabilities of the rollout's policy, by the pass that captures: it serves both."""
+        assert self._rollout is not None
+        assert self._seen_prompts is not None
+        pairs = zip(self._rollout.groups, self._seen_prompts, strict=True)
+        self._rollout.scores = [self._score_group(group, prompt) for group, prompt in pairs]
+        log_probs = [scores.log_probs_GN for scores in self._rollout.scores]
+        return torch.cat([nn.functional.pad(part, (0, length - part.shape[1])) for part in log_probs])
 
     # -- the update --------------------------------------------------------------------------------------------------
 

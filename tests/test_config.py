@@ -1,0 +1,47 @@
+"""APPOConfig: what the methods prescribe, and settings that contradict each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from appo import APPOConfig
+from runs import FAST
+
+PRESETS = [
+    ("grpo", {"loss_type": "grpo", "epsilon_high": 0.2, "beta": 0.0, "max_resampling_rounds": 0, "overlong_cache": 0}),
+    ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "overlong_cache": 76}),
+    ("appo", {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "overlong_cache": 76, "max_weight": 1.7}),
+]
+
+
+@pytest.mark.parametrize(("method", "expected"), PRESETS)
+def test_methods_set_trls_own_knobs(tmp_path, method, expected):
+    settings = {**FAST, "max_completion_length": 384}
+    config = APPOConfig(str(tmp_path), method=method, **settings)
+    assert {name: getattr(config, name) for name in expected} == expected
+    explicit = APPOConfig(str(tmp_path), method=method, epsilon_high=0.5, overlong_cache=0, **settings)
+    assert (explicit.epsilon_high, explicit.overlong_cache) == (0.5, 0), "an explicit value wins"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, "device_train_batch_size .* multiple"),
+        ({"loss_type": "luspo"}, "loss_type='luspo'"),
+        ({"use_liger_kernel": True}, "use_liger_kernel"),
+        ({"method": "ppo"}, "method must be one of grpo, dapo, appo"),
+        ({"max_weight": 0.5}, "max_weight must be at least 1"),
+        ({"strategy": "softest"}, "strategy must be one of soft, hard, all"),
+        ({"divergence": "js"}, "divergence must be one of kl, k3"),
+        ({"top_frames": 0}, "top_frames must be at least 1"),
+        ({"max_resampling_rounds": -1}, "max_resampling_rounds must not be negative"),
+        ({"overlong_cache": 8}, "overlong_cache .* smaller than max_completion_length"),
+        (
+            {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 3},
+            "per_device_eval_batch_size",
+        ),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        APPOConfig(str(tmp_path), **{**FAST, **settings})
