@@ -35,6 +35,7 @@ def test_methods_set_trls_own_knobs(tmp_path, method, expected):
         ({"divergence": "js"}, "divergence must be one of kl, k3"),
         ({"top_frames": 0}, "top_frames must be at least 1"),
         ({"max_resampling_rounds": -1}, "max_resampling_rounds must not be negative"),
+        ({"rows_per_chunk": 2, "shared_prefix": False}, "rows_per_chunk splits packed groups"),
         ({"overlong_cache": 8}, "overlong_cache .* smaller than max_completion_length"),
         (
             {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 3},

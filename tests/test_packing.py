@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from appo.attention import use_appo_attention
-from appo.packing import pack_group
+from appo.packing import group_rows, pack_group
 from appo.scoring import score_group
 from tiny import ARCHITECTURES, PromptShape, random_prompt, random_responses, tiny_model
 
@@ -27,12 +28,13 @@ prompt_shapes = st.builds(
 )
 
 
-def score_both_ways(model, prompt, responses, **kwargs):
-    """(scores, gradients) packed and as rows."""
+def score_both_ways(model, prompt, responses, *, rows_per_chunk=0, **kwargs):
+    """(scores, gradients) packed (in chunks, if asked) and as rows."""
     results = []
     for shared_prefix in (True, False):
         model.zero_grad()
-        scores = score_group(model, prompt, responses, shared_prefix=shared_prefix, **kwargs)
+        chunk = rows_per_chunk if shared_prefix else 0
+        scores = score_group(model, prompt, responses, shared_prefix=shared_prefix, rows_per_chunk=chunk, **kwargs)
         weights = torch.sin(torch.arange(scores.log_probs_GN.numel())).view(scores.log_probs_GN.shape)
         (scores.log_probs_GN * weights).sum().backward()
         results.append((scores, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
@@ -74,16 +76,17 @@ def cast(prompt, dtype):
     heads=st.sampled_from([(4, 2), (4, 4), (6, 2)]),
     precision=st.sampled_from([(torch.float64, 1e-9), (torch.float32, 1e-4)]),
     temperature=st.sampled_from([1.0, 0.7]),
+    chunk=st.integers(0, 3),
     seed=st.integers(0, 1000),
 )
-def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temperature, seed):
-    if architecture == "qwen3_vl":
-        # Qwen3-VL writes each frame of a video as a block of its own; the random prompts here hold one block a video.
-        shape = PromptShape(tuple((1, h, w) for _, h, w in shape.videos), shape.images, shape.text)
+def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temperature, chunk, seed):
+    shape = replace(shape, timestamps=architecture == "qwen3_vl")
     dtype, tolerance = precision
     model = shared_model(architecture=architecture, heads=heads[0], kv_heads=heads[1], dtype=dtype)
     prompt, responses = cast(random_prompt(shape, seed), dtype), random_responses(lengths, seed)
-    assert_equal_scores(*score_both_ways(model, prompt, responses, temperature=temperature), tolerance)
+    assert_equal_scores(
+        *score_both_ways(model, prompt, responses, temperature=temperature, rows_per_chunk=chunk), tolerance
+    )
 
 
 def test_packing_is_as_small_as_it_can_be():
@@ -161,6 +164,59 @@ def test_a_kernel_whose_causal_mask_is_end_aligned_packs_without_a_mask():
     scores = score_group(model, prompt, responses)
     torch.testing.assert_close(scores.log_probs_GN, expected[0].log_probs_GN, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores.frame_attention_GNF, expected[0].frame_attention_GNF, rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_hold_less_for_the_backward_pass():
+    """Bytes autograd saves for a packed group's update, whole and in chunks of one response."""
+    from types import SimpleNamespace
+
+    from appo.batches import PackedModel
+
+    prompt, responses = random_prompt(PromptShape()), random_responses([24] * 8)
+    model = tiny_model()
+    use_appo_attention(model)
+
+    def fused(shift_labels, **inputs):
+        logits = model(**inputs).logits
+        log_probs = -functional.cross_entropy(logits[0], shift_labels[0], reduction="none", ignore_index=-100)
+        return SimpleNamespace(log_probs=log_probs[None], entropy=None)
+
+    rows, mask = group_rows(prompt, responses)
+    labels = rows["input_ids"].clone()
+    labels[:, : -mask.shape[1]] = -100
+    saved = {}
+    results = {}
+    for chunk in (0, 1):
+        sizes: list[int] = []
+
+        def count(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        packed = PackedModel(fused, [prompt], 8, model, rows_per_chunk=chunk)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            results[chunk] = packed(rows["input_ids"], labels, attention_mask=None).log_probs
+        saved[chunk] = sum(sizes)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert saved[1] < 0.1 * saved[0]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_lora_adapters_train_alike(reentrant):
+    """Packed and as rows, through PEFT's wrapper, with gradient checkpointing."""
+    peft = pytest.importorskip("peft")
+    prompt, responses = cast(random_prompt(PromptShape()), torch.float64), random_responses([3, 5])
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=2, init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(tiny_model(dtype=torch.float64), config).double()
+    if not reentrant:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        model.train()
+    use_appo_attention(model.get_base_model())
+    packed, rows = score_both_ways(model, prompt, responses)
+    assert all("lora" in name for name in packed[1])
+    assert_equal_scores(packed, rows, 1e-9)
 
 
 def test_an_unknown_architecture_is_refused_with_the_way_out(monkeypatch):

@@ -97,12 +97,16 @@ def _vision_config(architecture: str, out: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PromptShape:
-    """What a random prompt holds: videos as (frames, height, width) in merged tokens, images as (height, width)."""
+    """What a random prompt holds: videos as (frames, height, width) in merged tokens, images as (height, width).
+
+    ``timestamps``: each frame is a block of its own behind a time written as text, as Qwen3-VL has it.
+    """
 
     videos: tuple[tuple[int, int, int], ...] = ((3, 1, 2),)
     images: tuple[tuple[int, int], ...] = ()
     text: int = 5
     seconds: tuple[float, ...] = field(default=())
+    timestamps: bool = False
 
 
 def random_prompt(shape: PromptShape, seed: int = 0) -> dict[str, Any]:
@@ -110,7 +114,10 @@ def random_prompt(shape: PromptShape, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for frames, height, width in shape.videos:
-        ids += [VISION_START, *[VIDEO] * (frames * height * width), VISION_END]
+        blocks = frames if shape.timestamps else 1
+        for block in range(blocks):
+            time = [10 + block] if shape.timestamps else []
+            ids += [*time, VISION_START, *[VIDEO] * (frames * height * width // blocks), VISION_END]
     for height, width in shape.images:
         ids += [VISION_START, *[IMAGE] * (height * width), VISION_END]
     ids += torch.randint(2, 90, (shape.text,), generator=generator).tolist()

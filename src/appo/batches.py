@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from appo.packing import IGNORED, join_vision, pack_group
 from appo.rollout import PromptInputs, to_device
@@ -82,11 +83,16 @@ class SeeingModel:
 class PackedModel:
     """The same for whole groups packed behind one prompt each: prompt and video are seen once per group. Exact.
 
-    What TRL reads of a call (log-probabilities and entropies of labelled tokens) is put back in its rows.
+    What TRL reads of a call (log-probabilities and entropies of labelled tokens) is put back in its rows. With
+    ``rows_per_chunk`` a group is packed in chunks of so many responses, and what a chunk would keep for the backward
+    pass is recomputed there: memory for the prompt's forward pass once more a chunk, and once more in backward.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any, rows_per_chunk: int = 0
+    ) -> None:
         self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
+        self._chunk = rows_per_chunk or responses
         self._group = 0
 
     def __call__(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
@@ -94,23 +100,31 @@ class PackedModel:
         emitted_BL = labels[:, 1:] != IGNORED
         log_probs, entropies = [], []
         for start in range(0, len(input_ids), self._responses):
-            rows = slice(start, start + self._responses)
-            responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
-            outputs, packed_1T = self._call(responses, input_ids.device, kwargs)
-            log_probs.append(outputs.log_probs[packed_1T])
-            if outputs.entropy is not None:
-                entropies.append(outputs.entropy[packed_1T])
+            prompt = to_device(self._prompts[self._group], input_ids.device)
+            self._group += 1
+            for first in range(start, start + self._responses, self._chunk):
+                rows = slice(first, min(first + self._chunk, start + self._responses))
+                responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
+                chunk_log_probs, chunk_entropy = self._call(prompt, responses, kwargs)
+                log_probs.append(chunk_log_probs)
+                entropies.append(chunk_entropy)
         return SimpleNamespace(
-            log_probs=_in_rows(log_probs, emitted_BL), entropy=_in_rows(entropies, emitted_BL) if entropies else None
+            log_probs=_in_rows(log_probs, emitted_BL),
+            entropy=None if entropies[0] is None else _in_rows(entropies, emitted_BL),
         )
 
-    def _call(self, responses: list[Tensor], device: torch.device, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """The model's output for the next group, and which of its positions emit a token."""
-        prompt = to_device(self._prompts[self._group], device)
-        self._group += 1
+    def _call(self, prompt: PromptInputs, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
+        """Log-probabilities and entropies (or None) of the responses' tokens, one after another."""
         packed = pack_group(self._base, prompt, responses)
-        outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)
-        return outputs, packed.labels_1T != IGNORED
+        emitting_1T = packed.labels_1T != IGNORED
+
+        def run() -> tuple[Tensor, Tensor | None]:
+            outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)
+            return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
+
+        if self._chunk < self._responses and torch.is_grad_enabled():
+            return checkpoint(run, use_reentrant=False)
+        return run()
 
 
 def _in_rows(parts: Sequence[Tensor], emitted_BL: Tensor) -> Tensor:

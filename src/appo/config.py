@@ -109,6 +109,13 @@ class APPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."},
     )
+    rows_per_chunk: int = field(
+        default=0,
+        metadata={
+            "help": "Responses of a group in one forward pass, where memory asks for less than all (0): their "
+            "activations are recomputed in the backward pass. Needs shared_prefix."
+        },
+    )
     freeze_vision_tower: bool = field(
         default=True, metadata={"help": "Train the language model only. APPO sec. 4: the vision tower is frozen."}
     )
@@ -170,7 +177,9 @@ class APPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.max_weight < 1:
             raise ValueError(f"max_weight must be at least 1 (1 is DAPO), got {self.max_weight}")
-        for name in ("max_resampling_rounds", "overlong_cache", "rollouts_per_step"):
+        if self.rows_per_chunk and not self.shared_prefix:
+            raise ValueError("rows_per_chunk splits packed groups: set shared_prefix to true, or rows_per_chunk to 0")
+        for name in ("max_resampling_rounds", "overlong_cache", "rollouts_per_step", "rows_per_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.overlong_cache and self.overlong_cache >= (self.max_completion_length or 0):

@@ -31,6 +31,7 @@ def score_group(
     capture_layers: int = 3,
     temperature: float = 1.0,
     shared_prefix: bool = True,
+    rows_per_chunk: int = 0,
 ) -> GroupScores:
     """Score G responses to one prompt in one forward pass. Source: paper step 1, without eager attention.
 
@@ -43,6 +44,7 @@ def score_group(
         temperature: the sampling temperature; log-probabilities are those of logits / temperature.
         shared_prefix: True: prompt and video once, the responses packed behind them (ours, exact). False: ordinary
             rows, prompt + response each.
+        rows_per_chunk: responses of one forward pass, where memory asks for it; 0: all G.
 
     Returns:
         GroupScores; ``log_probs_GN`` carries gradients unless the caller disables them.
@@ -56,7 +58,14 @@ def score_group(
     device = next(base.parameters()).device
     prompt = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
     forward = _packed_hidden if shared_prefix else _rows_hidden
-    hidden_GNH, mask_GN, frame_attention_GNF = forward(base, prompt, responses, capture_layers)
+    step = rows_per_chunk or len(responses)
+    chunks = [
+        forward(base, prompt, responses[start : start + step], capture_layers)
+        for start in range(0, len(responses), step)
+    ]
+    hidden_GNH, mask_GN, frame_attention_GNF = (_stack_chunks(part) for part in zip(*chunks, strict=True))
+    assert hidden_GNH is not None
+    assert mask_GN is not None
     ids_GN = nn.utils.rnn.pad_sequence([r.to(device) for r in responses], batch_first=True)
     log_probs_GN = _token_log_probs(base, hidden_GNH, ids_GN, temperature)
     return GroupScores(
@@ -65,6 +74,14 @@ def score_group(
         hidden_GNH=hidden_GNH.detach(),
         frame_attention_GNF=None if frame_attention_GNF is None else frame_attention_GNF * mask_GN[..., None],
     )
+
+
+def _stack_chunks(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Chunks of responses, each padded to its own longest, as one group padded to the longest of all."""
+    tensors = [part for part in parts if part is not None]
+    if len(tensors) < 2:
+        return tensors[0] if tensors else None
+    return nn.utils.rnn.pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
 
 
 def _rows_hidden(

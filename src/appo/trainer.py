@@ -265,8 +265,9 @@ class APPOTrainer(GRPOTrainer):
             self._rollout.wants_old_log_probs = False
             return self._old_log_probs(logits_to_keep), None, None
         if self._seen_prompts is not None:
-            seeing = PackedModel if self.args.shared_prefix else SeeingModel
-            model = seeing(model, self._seen_prompts, self._seen_responses, self._base_model)
+            about = (self._seen_prompts, self._seen_responses, self._base_model)
+            packed = self.args.shared_prefix
+            model = PackedModel(model, *about, self.args.rows_per_chunk) if packed else SeeingModel(model, *about)
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
@@ -308,6 +309,7 @@ class APPOTrainer(GRPOTrainer):
                 capture_layers=self.args.attention_layers if "video_grid_thw" in prompt else 0,
                 temperature=self.temperature,
                 shared_prefix=self.args.shared_prefix,
+                rows_per_chunk=self.args.rows_per_chunk,
             )
 
     def _old_log_probs(self, length: int) -> Tensor:
@@ -336,8 +338,10 @@ class APPOTrainer(GRPOTrainer):
         with self.watch("update"):
             loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            for part, seconds in self.watch.read().items():
+            parts = self.watch.read()
+            for part, seconds in parts.items():
                 self._log_mean(f"time/{part}", seconds)
+            self._log_mean("time/score_share", (parts.get("score", 0) + parts.get("weights", 0)) / sum(parts.values()))
         return loss
 
     def _log_mean(self, name: str, value: float) -> None:
