@@ -63,6 +63,9 @@ def test_fresh_rows_are_a_seeded_shuffle_that_visits_every_row():
     assert first == [row["n"] for row in FreshRows(dataset, 3).draw(14)]
     assert sorted(first[:7]) == sorted(first[7:]) == list(range(7))
     assert first != [row["n"] for row in FreshRows(dataset, 4).draw(14)]
+    assert [row["n"] for row in FreshRows(dataset, 3).draw(3, keep=lambda row: row["n"] > 4)] == [
+        n for n in first if n > 4
+    ][:3]
     stream = FreshRows(dataset.to_iterable_dataset(), 3).draw(14)
     assert sorted(row["n"] for row in stream) == sorted(2 * list(range(7)))
 

@@ -219,6 +219,19 @@ def test_lora_adapters_train_alike(reentrant):
     assert_equal_scores(packed, rows, 1e-9)
 
 
+def test_an_attention_function_that_ignores_the_layout_is_noticed():
+    """Responses would see each other, and nothing else would tell."""
+    model = tiny_model()
+    packed = pack_group(model, random_prompt(PromptShape()), random_responses([2, 3]))
+    with torch.no_grad():
+        model.model(**packed.inputs)
+        with pytest.raises(RuntimeError, match="ignores its layout"):
+            packed.layout.assert_kept()
+        use_appo_attention(model)
+        model.model(**packed.inputs)
+    packed.layout.assert_kept()
+
+
 def test_an_unknown_architecture_is_refused_with_the_way_out(monkeypatch):
     model = tiny_model()
     monkeypatch.setattr(type(model.config), "model_type", "llava_next_video")

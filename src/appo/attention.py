@@ -69,11 +69,22 @@ class PrefixLayout:
         prefix: S, positions every segment sees.
         index_GN: int64 (G, N), packed position of each segment's tokens (any valid position where padded).
         mask_GN: bool (G, N), True on real segment tokens.
+        layers: decoder layers that have attended by this layout. An attention function that does not know it would
+            ignore it and let responses see each other, so check after the forward pass (:meth:`assert_kept`).
     """
 
     prefix: int
     index_GN: Tensor
     mask_GN: Tensor
+    layers: set[int] = field(default_factory=set)
+
+    def assert_kept(self) -> None:
+        """Raise RuntimeError if the forward pass this layout was given to did not go through :func:`appo_attention`."""
+        if not self.layers:
+            raise RuntimeError(
+                "a packed group went through an attention function that ignores its layout: run the model inside "
+                "`appo_attention(model)`, or call `use_appo_attention(model)` once"
+            )
 
     @property
     def visible_11NL(self) -> Tensor:
@@ -211,6 +222,7 @@ def _shared_prefix(
 ) -> tuple[Tensor, None]:
     """Attention of a packed group (batch 1): the prefix causally; each segment over the prefix and itself."""
     S, G = layout.prefix, layout.mask_GN.shape[0]
+    layout.layers.add(module.layer_idx)  # type: ignore[arg-type]
     query_1ASD, key_1KSD, value_1KSD = (x[:, :, :S] for x in qkv)
     prefix_1SAD, _ = kernel(module, query_1ASD, key_1KSD, value_1KSD, None, *args, **kwargs)
     query_GAND, own_key, own_value = (x[0][:, layout.index_GN].transpose(0, 1) for x in qkv)

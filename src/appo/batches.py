@@ -120,6 +120,7 @@ class PackedModel:
 
         def run() -> tuple[Tensor, Tensor | None]:
             outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)
+            packed.layout.assert_kept()
             return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
 
         if self._chunk < self._responses and torch.is_grad_enabled():

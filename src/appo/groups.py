@@ -59,6 +59,29 @@ class ScoredGroup:
     weights: PerceptionWeights | None
 
 
+@dataclass
+class Rollout:
+    """State of one generation batch, between the methods TRL calls one after another.
+
+    Attributes:
+        rows: (B,) dataset rows, each G times; replaced in place by dynamic sampling.
+        sees: some prompt has a video, so that all prompts take our path; else all take TRL's.
+        encoded: model inputs of the prompts last tokenised, one a row; None on TRL's path.
+        groups: the responses, once all rounds of sampling are over.
+        rewards: (B, R) of those responses.
+        scores: of those groups, where one pass made them together with the old log-probabilities.
+        wants_old_log_probs: TRL's next question about log-probabilities is the one about the old policy.
+    """
+
+    rows: list[dict[str, Any]]
+    sees: bool
+    encoded: list[PromptInputs | None] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    rewards: Tensor | None = None
+    scores: list[GroupScores] = field(default_factory=list)
+    wants_old_log_probs: bool = False
+
+
 def as_groups(
     rows: Sequence[dict[str, Any]],
     prompts: Sequence[Any],

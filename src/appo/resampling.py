@@ -5,6 +5,7 @@ Shape suffixes: G responses of a group.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -87,6 +88,6 @@ class FreshRows:
                 seed = int(torch.randint(2**31, (), generator=self._generator))
                 yield from map(dict, self._dataset.shuffle(seed=seed))
 
-    def draw(self, count: int) -> list[dict[str, Any]]:
-        """The next ``count`` rows."""
-        return [next(self._stream) for _ in range(count)]
+    def draw(self, count: int, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
+        """The next ``count`` rows that are to be kept; there must be some."""
+        return list(itertools.islice(filter(keep, self._stream), count))

@@ -216,10 +216,11 @@ def respond(
         if key in prompts[0]
     }
     with torch.no_grad():
+        inner = unwrap(model).base_model
+        inner.rope_deltas = None  # of some earlier batch; text-only prompts would go on from it
         cache = _prefill(model, batch, to_device(join_vision(prompts), device))
         cache.batch_repeat_interleave(responses)
         # Where text goes on after the video: the model keeps it from the prefill, one number a prompt.
-        inner = unwrap(model).base_model
         if inner.rope_deltas is not None:
             inner.rope_deltas = inner.rope_deltas.repeat_interleave(responses, dim=0)
         sequences = model.generate(

@@ -117,6 +117,7 @@ def _packed_hidden(
     with context as capture:
         extra = {} if capture is None else {"frame_capture": capture}
         hidden_1TH = base.base_model(**packed.inputs, use_cache=False, **extra).last_hidden_state
+    packed.layout.assert_kept()
     hidden_GNH = hidden_1TH[0][packed.layout.index_GN]
     return hidden_GNH, packed.layout.mask_GN, None if capture is None else capture.attention_BNF
 

@@ -8,7 +8,6 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded), F f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
 from appo.encoding import PromptEncoder
-from appo.groups import Group, ScoredGroup, as_generated, as_groups
+from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
 from appo.packing import unwrap
 from appo.resampling import FreshRows, is_flat, resample
 from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
@@ -32,18 +31,6 @@ from appo.stopwatch import Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
 from appo.weighing import weigh
-
-
-@dataclass
-class _Rollout:
-    """State of one generation batch, between the methods TRL calls one after another."""
-
-    rows: list[dict[str, Any]]
-    encoded: list[PromptInputs | None] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
-    rewards: Tensor | None = None
-    scores: list[GroupScores] = field(default_factory=list)
-    wants_old_log_probs: bool = False
 
 
 class APPOTrainer(GRPOTrainer):
@@ -94,7 +81,7 @@ class APPOTrainer(GRPOTrainer):
             self.watch,
             self.chat_template_kwargs,
         )
-        self._rollout: _Rollout | None = None
+        self._rollout: Rollout | None = None
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
         self._checked_sight = False
@@ -102,11 +89,21 @@ class APPOTrainer(GRPOTrainer):
             self._base_model.base_model.visual.requires_grad_(False)
         if args.shared_prefix and self._is_vlm:
             use_appo_attention(self._base_model)
+        if self.ref_model is not None:
+            self._prepare_reference(isinstance(model, str))
 
     @property
     def _base_model(self) -> Any:
         """The Hugging Face model below accelerate's and PEFT's wrappers."""
         return unwrap(self.accelerator.unwrap_model(self.model))
+
+    def _prepare_reference(self, loaded_here: bool) -> None:
+        """TRL loads the reference from where the policy's configuration came from; it may have been trained since."""
+        reference = unwrap(self.accelerator.unwrap_model(self.ref_model))
+        if not (loaded_here or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            reference.load_state_dict(self._base_model.state_dict())
+        if self.args.shared_prefix and self._is_vlm:
+            use_appo_attention(reference)
 
     def _never_sample(self, args: APPOConfig) -> None:
         """Ban vision placeholders from sampling: one in a response asks for features that no video has."""
@@ -120,7 +117,7 @@ class APPOTrainer(GRPOTrainer):
     # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rollout = rollout = _Rollout(rows=list(inputs))
+        self._rollout = rollout = Rollout(list(inputs), any(has_video(row["prompt"]) for row in inputs))
         self._seen_prompts = None
         output: dict[str, Any] = super()._generate_and_score_completions(rollout.rows)
         self.encoder.forget()
@@ -172,7 +169,7 @@ class APPOTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]:
         assert self._rollout is not None
-        if not any(has_video(prompt) for prompt in prompts):
+        if not self._rollout.sees:
             self._rollout.encoded = [None] * len(prompts)
             return tuple(super()._tokenize_prompts(prompts))
         if self.use_vllm:
@@ -220,8 +217,7 @@ class APPOTrainer(GRPOTrainer):
         if self._rollout is not None and self._rollout.rewards is not None:
             gathered: Tensor = self.accelerator.gather(self._rollout.rewards)
             return gathered
-        result: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return result
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # type: ignore[no-any-return]
 
     # -- dynamic sampling ------------------------------------------------------------------------------------------
 
@@ -252,7 +248,11 @@ class APPOTrainer(GRPOTrainer):
         return groups
 
     def _fresh_groups(self, count: int) -> list[Group]:
-        rows = [row for row in self._fresh.draw(count) for _ in range(self.num_generations)]
+        assert self._rollout is not None
+        sees = self._rollout.sees
+        # A rollout without any video takes TRL's own path as a whole, so no video may join it.
+        fresh = self._fresh.draw(count, keep=lambda row: sees or not has_video(row["prompt"]))
+        rows = [row for row in fresh for _ in range(self.num_generations)]
         prompts = [row["prompt"] for row in rows]
         return self._groups(rows, prompts, super()._generate(prompts))
 
@@ -282,7 +282,7 @@ class APPOTrainer(GRPOTrainer):
         self._seen_prompts = None
         return log_probs
 
-    def _score(self, rollout: _Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
+    def _score(self, rollout: Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
         """Weigh each group (method steps 1-8), scoring it first unless that is done; other methods do neither."""
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
         scored = []
@@ -325,8 +325,7 @@ class APPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if "vision" not in inputs:
-            loss: Tensor = super()._compute_loss(model, inputs)
-            return loss
+            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
         self._seen_prompts, self._seen_responses = inputs["vision"], inputs["completion_ids"].shape[1]
         rows = {key: value for key, value in inputs.items() if key != "vision"}
         try:
