@@ -175,19 +175,18 @@ class TimedStock(GRPOTrainer):
 
 
 class StepClock(TrainerCallback):
-    """Wall seconds between the ends of two steps: all that happens in a step is in it."""
+    """Seconds between the ends of two steps, on the wall's clock and the processor's: all of a step is in them."""
 
     def __init__(self) -> None:
-        self._ends: list[float] = []
+        self._ends: list[tuple[float, float]] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time."""
-        self._ends.append(time.perf_counter())
+        self._ends.append((time.perf_counter(), time.process_time()))
 
-    @property
-    def seconds(self) -> list[float]:
-        """Of every step but the first, which warms up."""
-        return [end - start for start, end in zip(self._ends, self._ends[1:], strict=False)]
+    def seconds(self, clock: int) -> list[float]:
+        """Of every step but the first, which warms up; ``clock``: 0 the wall's, 1 the processor's."""
+        return [end[clock] - start[clock] for start, end in zip(self._ends, self._ends[1:], strict=False)]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -205,10 +204,11 @@ def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) ->
     parts = defaultdict(list)
     for entry in logs[1:]:
         for name, value in entry.items():
-            if name.startswith("time/"):
+            if name.startswith("time/") and not name.endswith("_share"):
                 parts[name.removeprefix("time/")].append(value)
     run = {
-        "seconds": clock.seconds,
+        "seconds": clock.seconds(0),
+        "processor_seconds": clock.seconds(1),
         "parts": dict(parts),
         "tokens": [entry["completions/mean_length"] for entry in logs[1:]],
     }
@@ -219,12 +219,14 @@ def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) ->
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All rounds of one way as one: every step's seconds, medians by part."""
-    seconds = [value for run in runs for value in run["seconds"]]
+    seconds, processor = ([value for run in runs for value in run[key]] for key in ("seconds", "processor_seconds"))
     names = sorted({name for run in runs for name in run["parts"]})
     parts = {name: statistics.median([value for run in runs for value in run["parts"].get(name, [])]) for name in names}
     result = {
         "seconds": seconds,
         "median": statistics.median(seconds),
+        "processor_seconds": processor,
+        "processor_median": statistics.median(processor),
         "parts": parts,
         "tokens": statistics.mean([value for run in runs for value in run["tokens"]]),
     }
@@ -233,23 +235,30 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def ratios(ways: dict[str, Any]) -> dict[str, float]:
-    """How many times longer the others' steps take than APPO's."""
+def ratios(ways: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How many times longer the others' steps take than APPO's: whole, on the processor, and all but decoding files."""
     if "appo" not in ways:
         return {}
-    return {f"{way}:appo": ways[way]["median"] / ways["appo"]["median"] for way in ways if way != "appo"}
+    costs = {
+        "whole": {name: way["median"] for name, way in ways.items()},
+        "processor": {name: way["processor_median"] for name, way in ways.items()},
+        "without decode": {name: way["median"] - way["parts"].get("decode", 0.0) for name, way in ways.items()},
+    }
+    return {
+        name: {f"{way}:appo": cost[way] / cost["appo"] for way in ways if way != "appo"} for name, cost in costs.items()
+    }
 
 
-def show(ways: dict[str, Any], found: dict[str, float]) -> None:
+def show(ways: dict[str, Any], found: dict[str, dict[str, float]]) -> None:
     """Print the table."""
     names = sorted({name for way in ways.values() for name in way["parts"]})
-    header = ["", *names, "rest", "whole step", "ratio to appo"]
+    header = ["", *names, "rest", "whole step", *(f"{name}: ratio to appo" for name in found)]
     rows = []
     for name, way in ways.items():
         parts = [harness.shown(way["parts"].get(part), " s") for part in names]
         rest = max(way["median"] - sum(way["parts"].values()), 0.0)
-        ratio = harness.shown(found.get(f"{name}:appo"), "x")
-        rows.append([name, *parts, harness.shown(rest, " s", 2), harness.shown(way["median"], " s"), ratio])
+        ratio = [harness.shown(quotients.get(f"{name}:appo"), "x") for quotients in found.values()]
+        rows.append([name, *parts, harness.shown(rest, " s", 2), harness.shown(way["median"], " s"), *ratio])
     harness.print_table("One optimiser step (medians)", header, rows)
 
 

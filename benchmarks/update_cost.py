@@ -52,7 +52,7 @@ def measure_cell(model: Any, cell: Cell, args: argparse.Namespace, limits: Limit
     work = _work(cell, args)
     update = GroupUpdate(model, cell, args.device, args.seed)
     plan = CellPlan(update, cell, args, limits)
-    _measure(plan, args, lambda done: left.step(f"{cell}, round {done} of {args.repeats}", work.row_flops))
+    _measure(plan, args, partial(_progress, left, cell, args.repeats, work.row_flops))
     peak = _memory_in_process(plan, update, args) if args.device.startswith("cuda") else _memory(plan, cell, args)
     times = {name: timed.as_json() for name, timed in plan.timed.items() if timed.seconds}
     medians = {name: time["median"] for name, time in times.items()}
@@ -71,6 +71,11 @@ def measure_cell(model: Any, cell: Cell, args: argparse.Namespace, limits: Limit
         "shares": shares(medians),
         "processor_shares": shares(processor),
     }
+
+
+def _progress(left: harness.TimeLeft, cell: Cell, rounds: int, work: float, done: int) -> None:
+    # The first round has what is measured once, which takes about as long as two others.
+    left.step(f"{cell}, round {done} of {rounds}", work * (3 if done == 1 else 1))
 
 
 def _work(cell: Cell, args: argparse.Namespace) -> Work:
@@ -258,7 +263,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="all of prompt x response x group")
     parser.add_argument("--cells", nargs="+", metavar="P/N/G", help="these cells, for example 576/128/8")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--budget", type=float, default=90.0, help="longest measurement in seconds; longer: skipped")
+    parser.add_argument("--append", action="store_true", help="keep the other cells of an earlier run's JSON")
+    parser.add_argument("--budget", type=float, default=240.0, help="longest measurement in seconds; longer: skipped")
     parser.add_argument("--memory-gb", type=float, help="most memory of a measurement (default: 60 %% of what is free)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), dest="dtype_name", help="default: bfloat16 on cuda")
@@ -281,6 +287,17 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     if args.full:
         return [Cell(p, n, g) for p in PROMPTS for n in RESPONSES for g in GROUPS]
     return [Cell(*sizes) for sizes in REDUCED]
+
+
+def earlier_cells(args: argparse.Namespace, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """With ``--append``: the cells of the output file that are not measured again, if model and device are the same."""
+    if not (args.append and args.output.exists()):
+        return []
+    earlier = json.loads(args.output.read_text(encoding="utf-8"))
+    if (earlier["model"]["name"], earlier["machine"]["device"]) != (args.model, args.device):
+        raise SystemExit(f"--append: {args.output} is about another model or device; choose another --output")
+    again = {(cell.prompt, cell.response, cell.group) for cell in cells}
+    return [cell for cell in earlier["cells"] if (cell["prompt"], cell["response"], cell["group"]) not in again]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -313,10 +330,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     warm = CellPlan(GroupUpdate(model, Cell(16, 4, 2), args.device, args.seed), Cell(16, 4, 2), args, limits)
     harness.time_interleaved(warm.timed, 1, args.device)
     work = [_work(cell, args).row_flops for cell in cells]
-    left = harness.TimeLeft(sum(work) * args.repeats)
+    left = harness.TimeLeft(sum(work) * (args.repeats + 2))
+    kept = earlier_cells(args, cells)
     for cell in cells:
-        result["cells"].append(measure_cell(model, cell, args, limits, left))
-        harness.write_json(args.output, result)
+        result["cells"].append(measure_cell(model, cell, args, limits, left) | {"command": result["command"]})
+        harness.write_json(args.output, result | {"cells": kept + result["cells"]})
+    result["cells"] = kept + result["cells"]
     show(result["cells"])
     return result
 

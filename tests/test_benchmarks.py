@@ -87,6 +87,16 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all("one row would need more than" in why for why in cell["skipped"].values())
 
 
+def test_cells_can_be_added_to_an_earlier_run(tmp_path: Path) -> None:
+    run_update(tmp_path, "--cells", "24/6/4", "--variants", "ours")
+    run_update(tmp_path, "--cells", "16/5/2", "--variants", "ours", "--append")
+    result = run_update(tmp_path, "--cells", "16/5/2", "--variants", "ours", "--append")
+    assert [(cell["prompt"], cell["group"]) for cell in result["cells"]] == [(24, 4), (16, 2)]
+    assert result["cells"][0]["command"] != result["cells"][1]["command"]
+    with pytest.raises(SystemExit, match="another model or device"):
+        update_cost.main(["--model", "cpu", "--append", "--output", str(tmp_path / "update.json")])
+
+
 def gradients(update: GroupUpdate, call: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     update.model.zero_grad(set_to_none=True)
     with monkeypatch.context() as patch:
@@ -181,8 +191,12 @@ def test_step_cost_gives_every_way_the_same_tokens(tmp_path: Path) -> None:
         assert 0 < sum(way["parts"].values()) <= way["median"]
     assert {"score", "weights"} <= ways["appo"]["parts"].keys()
     assert not {"score", "weights"} & (ways["rows"]["parts"].keys() | ways["stock"]["parts"].keys())
-    quotients = {f"{way}:appo": ways[way]["median"] / ways["appo"]["median"] for way in ("grpo", "rows", "stock")}
-    assert result["ratios"] == pytest.approx(quotients)
+    others = ("grpo", "rows", "stock")
+    quotients = {f"{way}:appo": ways[way]["median"] / ways["appo"]["median"] for way in others}
+    assert result["ratios"]["whole"] == pytest.approx(quotients)
+    generating = {name: way["median"] - way["parts"]["decode"] for name, way in ways.items()}
+    quotients = {f"{way}:appo": generating[way] / generating["appo"] for way in others}
+    assert result["ratios"]["without decode"] == pytest.approx(quotients)
 
 
 # --- what is committed -----------------------------------------------------------------------------------------------

@@ -340,7 +340,8 @@ class APPOTrainer(GRPOTrainer):
             parts = self.watch.read()
             for part, seconds in parts.items():
                 self._log_mean(f"time/{part}", seconds)
-            self._log_mean("time/score_share", (parts.get("score", 0) + parts.get("weights", 0)) / sum(parts.values()))
+            added = parts.get("score", 0.0) + parts.get("weights", 0.0)
+            self._log_mean("appo/score_share", added / sum(parts.values()))
         return loss
 
     def _log_mean(self, name: str, value: float) -> None:
