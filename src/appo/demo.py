@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
+from transformers import TrainerCallback
 
 from appo.config import APPOConfig
 from appo.display import accuracy_table, print_group, write_picture
@@ -79,7 +80,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     """Generate clips, evaluate, train, evaluate again, write the run folder, show what was learned.
 
     Raises:
-        RuntimeError: the first step's rewards were all equal, so there is nothing to learn from.
+        ValueError: the first step's rewards were all equal, so there is nothing to learn from.
         appo.records.RecordError: the output folder cannot be used.
     """
     config = demo_config(settings)
@@ -88,8 +89,8 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     model, processor = load_policy()
     before = _evaluate(model, processor, held_out, "before training", console)
     trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
+    trainer.add_callback(RewardsMustVary())
     fit(trainer, console)
-    _assert_rewards_varied(trainer.state.log_history)
     trainer.save_model(str(folder.path / "policy"))
     after = _evaluate(model, processor, held_out, "after training", console)
     groups = _telling_groups(model, processor, held_out["L1"], before["L1"], after["L1"], config)
@@ -146,10 +147,15 @@ def _by_level(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, Accu
     return {level: accuracy(answers) for level, answers in predictions.items()}
 
 
-def _assert_rewards_varied(history: Sequence[Mapping[str, Any]]) -> None:
-    first = next(entry for entry in history if "reward_std" in entry)
-    if not first["reward_std"] > 0:
-        raise RuntimeError("all rewards of the first step were equal: there is nothing to learn; try another --seed")
+class RewardsMustVary(TrainerCallback):
+    """Ends a run at its first step if all rewards are equal: every advantage is 0, and nothing would be learned."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Raise ValueError at the first step whose rewards do not vary."""
+        if logs and state.global_step == 1 and logs.get("reward_std", 1.0) == 0:
+            raise ValueError(
+                "all rewards of the first step were equal, so nothing can be learned: try another --seed"
+            )
 
 
 def _telling_groups(
