@@ -138,8 +138,8 @@ def test_calls_about_slices_of_rows_get_the_videos_of_their_groups():
 def test_parts_of_a_step_add_up_to_the_whole(monkeypatch):
     now = iter([0.0, 1.0, 3.0, 10.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
-    watch = Stopwatch()
+    watch = Stopwatch(["score", "update"])
     with watch("update"), watch("generate"):
         pass
-    assert watch.read() == {"generate": 2.0, "update": 8.0}
-    assert watch.read() == {}
+    assert watch.read() == {"score": 0.0, "generate": 2.0, "update": 8.0}
+    assert watch.read() == {"score": 0.0, "update": 0.0}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+STEP_PARTS = ("decode", "vision", "generate", "rewards", "score", "weights", "update")
 
 
 class Stopwatch:
-    """Accumulates seconds by part; a part's time excludes that of parts measured inside it, so parts add up."""
+    """Accumulates seconds by part; a part's time excludes that of parts measured inside it, so parts add up.
 
-    def __init__(self) -> None:
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+    ``parts`` are reported even when nothing was measured: processes that gather them must have the same ones.
+    """
+
+    def __init__(self, parts: Sequence[str] = ()) -> None:
+        self._parts = tuple(parts)
+        self._seconds = dict.fromkeys(self._parts, 0.0)
         self._inner = [0.0]
 
     @contextmanager
@@ -24,11 +29,10 @@ class Stopwatch:
             yield
         finally:
             elapsed = time.perf_counter() - start
-            self._seconds[part] += elapsed - self._inner.pop()
+            self._seconds[part] = self._seconds.get(part, 0.0) + elapsed - self._inner.pop()
             self._inner[-1] += elapsed
 
     def read(self) -> dict[str, float]:
         """Seconds of each part since the last read."""
-        seconds = dict(self._seconds)
-        self._seconds.clear()
+        seconds, self._seconds = self._seconds, dict.fromkeys(self._parts, 0.0)
         return seconds

@@ -27,7 +27,7 @@ from appo.resampling import FreshRows, is_flat, resample
 from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
 from appo.scoring import score_group
 from appo.sight import assert_sight
-from appo.stopwatch import Stopwatch
+from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
 from appo.weighing import weigh
@@ -70,7 +70,7 @@ class APPOTrainer(GRPOTrainer):
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
         self._never_sample(args)
         self.on_rollout: Any = None
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(STEP_PARTS)
         self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
         sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
         self.encoder = PromptEncoder(
@@ -340,8 +340,7 @@ class APPOTrainer(GRPOTrainer):
             parts = self.watch.read()
             for part, seconds in parts.items():
                 self._log_mean(f"time/{part}", seconds)
-            added = parts.get("score", 0.0) + parts.get("weights", 0.0)
-            self._log_mean("appo/score_share", added / sum(parts.values()))
+            self._log_mean("appo/score_share", (parts["score"] + parts["weights"]) / sum(parts.values()))
         return loss
 
     def _log_mean(self, name: str, value: float) -> None:
