@@ -23,7 +23,7 @@ SOURCE = ROOT / "src"
 # Reading order = import order = the order data flows: a room imports from rooms above it only.
 ROOMS = [
     "appo",
-    "appo.types", "appo.perception", "appo.prompts", "appo.rewards",
+    "appo.types", "appo.perception", "appo.prompts", "appo.intervals", "appo.answers", "appo.rewards",
     "appo.video", "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.config", "appo.trainer",
@@ -67,6 +67,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
     ("rooms", "absent"),
     [
         ("types perception prompts rewards spans records", "transformers trl accelerate datasets"),
+        ("prompts intervals answers rewards", "torch numpy rouge_score nltk"),
         ("attention scoring rollout evaluate", "trl datasets"),
         ("spotlight.world spotlight.teacher", "torch numpy transformers trl"),
         ("cli", "torch transformers trl"),  # --help and a user's mistake are answered at once

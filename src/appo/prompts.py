@@ -1,14 +1,16 @@
-"""The prompt template and the parser of its answer: two halves of one contract.
+"""The prompt templates and the parsers of their answers: two halves of one contract.
 
-The prompt asks for ``<think>...</think><answer>...</answer>``; the parser accepts exactly that and nothing else,
-because a parser more forgiving than its prompt pays a policy for leaving the format.
+The prompt asks for ``<think>...</think><answer>...</answer>``, for grounded questions with ``<time>...</time>`` behind
+it; the parser accepts exactly that and nothing else, because a parser more forgiving than its prompt pays a policy for
+leaving the format.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,19 +21,35 @@ INSTRUCTION = (
     " Then give your final answer inside <answer> and </answer>:"
     " only the letter of the right option, or only the words asked for if there are no options."
 )
+GROUNDED_INSTRUCTION = (
+    f"{INSTRUCTION} Last, give the time in seconds in which the answer can be seen inside <time> and </time>,"
+    " as [start, end]; if it is seen several times, as [start, end], [start, end]."
+)
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_BLOCKS = ("think", "answer")
+_GROUNDED_BLOCKS = ("think", "answer", "time")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER_ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _LETTER_LABEL = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])[.:]?\s*")
 
+_SECONDS = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:\s*(?:s|secs?|seconds?)\b)?"
+_PAIR = rf"\s*{_SECONDS}\s*(?:,|-|–|to)\s*{_SECONDS}\s*"
+_SPAN = re.compile(rf"\[{_PAIR}\]|\({_PAIR}\)|{_SECONDS}\s*(?:-|–|to)\s*{_SECONDS}")
+_DIVIDER = re.compile(r"\s*(?:[,;]\s*(?:and\b\s*)?|and\b\s*|\n\s*)")
+_LIST_OPENING = re.compile(r"\[\s*[\[(]")
+
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """A response that kept to the format; both parts without surrounding white space."""
+    """A response that kept to the format; its parts without surrounding white space.
+
+    Attributes:
+        time: when the answer is seen, in the words of the response; empty where the format does not ask for it.
+    """
 
     think: str
     answer: str
+    time: str = ""
 
 
 def build_messages(qa: VideoQA, *, instruction: str = INSTRUCTION) -> list[dict[str, Any]]:
@@ -65,18 +83,68 @@ def parse_response(text: str) -> ParsedResponse | None:
     Strict: nothing but white space around or between the two blocks, each tag once, in order and in lower case,
     and an answer that is not empty. Linear in the length of the text.
     """
+    blocks = _split_blocks(text, _BLOCKS)
+    return ParsedResponse(*blocks) if blocks and blocks[1] else None
+
+
+def parse_grounded_response(text: str) -> ParsedResponse | None:
+    """The same for grounded questions: ``<think>...</think><answer>...</answer><time>...</time>``.
+
+    As strict as `parse_response`, and the time must be spans that `parse_spans` can read.
+    """
+    blocks = _split_blocks(text, _GROUNDED_BLOCKS)
+    return ParsedResponse(*blocks) if blocks and blocks[1] and parse_spans(blocks[2]) else None
+
+
+# The formats a dataset can ask for, by the name its column `response_format` has for them.
+FORMATS: dict[str, Callable[[str], ParsedResponse | None]] = {
+    "answer": parse_response,
+    "grounded": parse_grounded_response,
+}
+
+
+def parse_spans(text: str) -> list[tuple[Fraction, Fraction]] | None:
+    """The time spans that a text consists of, in seconds and exactly as written, or None.
+
+    One span is ``[3.2, 5]``, ``(3.2, 5)``, ``3.2 - 5`` or ``3.2 to 5``; the last two may stand in brackets too. A time
+    is digits with or without a decimal point, and may carry its unit: ``s``, ``sec`` or ``seconds``. Several spans are
+    divided by a comma, a semicolon, ``and`` or a line break; if they are in brackets, so may be the whole list. They
+    may overlap. None for anything else, such as negative times, times of more than nine digits before or behind the
+    point, ``1:05``, and a span that ends before it starts. Linear in the length of the text.
+    """
     text = text.strip()
-    if any(text.count(tag) != 1 for tag in _TAGS):
+    if _LIST_OPENING.match(text) and text.endswith("]"):
+        text = text[1:-1].strip()
+    spans: list[tuple[Fraction, Fraction]] = []
+    place = 0
+    while match := _SPAN.match(text, place):
+        start, end = (Fraction(time) for time in match.groups() if time)
+        if end < start:
+            return None
+        spans.append((start, end))
+        if match.end() == len(text):
+            return spans
+        divider = _DIVIDER.match(text, match.end())
+        if divider is None:
+            return None
+        place = divider.end()
+    return None
+
+
+def _split_blocks(text: str, names: Sequence[str]) -> list[str] | None:
+    """What stands in ``<name>...</name>`` of each name, if the text is these blocks in order and nothing else."""
+    text = text.strip()
+    tags = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+    if any(text.count(tag) != 1 for tag in tags):
         return None
-    # Each tag is there once, so if the four lie in order, the blocks can be neither nested nor doubled.
-    think_start, think_end, answer_start, answer_end = (text.find(tag) for tag in _TAGS)
-    if not think_start == 0 < think_end < answer_start < answer_end == len(text) - len("</answer>"):
+    # Each tag is there once, so if they lie in order, the blocks can be neither nested nor doubled.
+    starts = [text.find(tag) for tag in tags]
+    ends = [start + len(tag) for start, tag in zip(starts, tags, strict=True)]
+    if starts != sorted(starts) or starts[0] != 0 or ends[-1] != len(text):
         return None
-    if text[think_end + len("</think>") : answer_start].strip():
+    if any(text[end:start].strip() for end, start in zip(ends[1:-1:2], starts[2::2], strict=True)):
         return None
-    answer = text[answer_start + len("<answer>") : answer_end].strip()
-    think = text[len("<think>") : think_end].strip()
-    return ParsedResponse(think, answer) if answer else None
+    return [text[end:start].strip() for end, start in zip(ends[::2], starts[1::2], strict=True)]
 
 
 def lettered(options: Sequence[str]) -> list[str]:
