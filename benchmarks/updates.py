@@ -130,7 +130,7 @@ class GroupUpdate:
 
     def weights(self, scores: Any) -> Any:
         """Token weights with the paper's settings, log-probabilities in tiles."""
-        log_probs = log_probs_at(self.model, scores.hidden_GNH)
+        log_probs = log_probs_at(self.model, scores)
         return token_weights(scores.frame_attention_GNF, scores.mask_GN, self.rewards_G, log_probs)
 
     def captured_update(self) -> None:

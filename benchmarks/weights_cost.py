@@ -30,7 +30,7 @@ from torch import nn
 
 from appo.perception import token_weights
 from appo.scoring import log_probs_at
-from appo.types import PerceptionWeights
+from appo.types import GroupScores, PerceptionWeights
 
 WAYS = ("full", "tiled")
 
@@ -51,6 +51,10 @@ class GroupScored:
         liking_GF = torch.randn(G, 1, F, generator=generator) + torch.randn(1, 1, F, generator=generator)
         self.attn_GNF = (liking_GF + torch.randn(G, N, F, generator=generator)).softmax(-1).to(args.device)
         self.mask_GN = torch.ones(G, N, dtype=torch.bool, device=args.device)
+        # The scoring pass leaves each token's normaliser behind, so it is no part of the weights' cost.
+        normalizer_N = [torch.logsumexp(head(hidden_NH).float(), dim=-1) for hidden_NH in self.hidden_GNH]
+        unread = torch.zeros(G, N, device=args.device)
+        self.scores = GroupScores(unread, self.mask_GN, self.hidden_GNH, torch.stack(normalizer_N), self.attn_GNF)
         self.rewards_G = (torch.arange(G, device=args.device) % 2).float()
 
     def full(self) -> PerceptionWeights:
@@ -64,7 +68,7 @@ class GroupScored:
 
     def tiled(self) -> PerceptionWeights:
         """The trainer's way."""
-        return token_weights(self.attn_GNF, self.mask_GN, self.rewards_G, log_probs_at(self.model, self.hidden_GNH))
+        return token_weights(self.attn_GNF, self.mask_GN, self.rewards_G, log_probs_at(self.model, self.scores))
 
 
 def measure(response: int, args: argparse.Namespace) -> dict[str, Any]:

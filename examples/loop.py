@@ -189,7 +189,7 @@ def look(
         scores.frame_attention_GNF,
         scores.mask_GN,
         accuracy_G,
-        log_probs_at(model, scores.hidden_GNH),
+        log_probs_at(model, scores),
         score_tokens=settings.score_tokens,
         top_frames=settings.top_frames,
         frame_tokens=settings.frame_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,9 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.attention import _visible_keys, capture_frame_attention
 from appo.packing import group_rows
+from appo.perception import TILE_ROWS, token_weights
 from appo.scoring import log_probs_at, score_group
 from appo.spans import frame_spans
-from tiny import VIDEO, PromptShape, random_prompt, random_responses
+from tiny import VIDEO, VOCAB, PromptShape, random_prompt, random_responses
 from tiny import tiny_model as build_tiny_model
 
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 3)]
@@ -223,7 +225,7 @@ def test_scores_equal_one_row_at_a_time(shape, lengths, temperature, seed):
     model = tiny_model()
     with torch.no_grad():
         scores = score_group(model, prompt, responses, temperature=temperature)
-        at = log_probs_at(model, scores.hidden_GNH, temperature=temperature)
+        at = log_probs_at(model, scores, temperature=temperature)
         for i, response in enumerate(responses):
             rows, _ = group_rows(prompt, [response])
             logits = model(**rows).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
@@ -251,6 +253,36 @@ def test_log_prob_gradients_equal_those_of_the_full_logits(shared_prefix):
     log_probs[mask].sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "k3"])
+@pytest.mark.parametrize("tile", [1, 7, VOCAB, 1000])
+def test_weights_from_vocabulary_tiles_equal_those_from_all_log_probs(divergence, tile, monkeypatch):
+    """Never (G, N, V), nor more words at once than the tile: the head is asked for pieces, and they add up."""
+    prompt, responses = random_prompt(PromptShape()), random_responses([9, 5, 12, 7])
+    model = tiny_model()
+    with torch.no_grad():
+        scores = score_group(model, prompt, responses, temperature=0.8)
+        full_GNV = (model.lm_head(scores.hidden_GNH) / 0.8).log_softmax(-1)
+    shapes = []
+    linear = torch.nn.functional.linear
+
+    def counting(x, weight, bias=None):
+        result = linear(x, weight, bias)
+        shapes.append(tuple(result.shape))
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counting)
+    at = replace(log_probs_at(model, scores, temperature=0.8), vocabulary_tile=tile)
+    settings = {"score_tokens": 4, "top_frames": 2, "frame_tokens": 5, "divergence": divergence}
+    rewards = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    tiled = token_weights(scores.frame_attention_GNF, scores.mask_GN, rewards, at, **settings)
+    assert shapes
+    assert all(rows <= TILE_ROWS and words <= tile for rows, words in shapes)
+    monkeypatch.undo()
+    full = token_weights(scores.frame_attention_GNF, scores.mask_GN, rewards, full_GNV, **settings)
+    assert full.weights_GN.max() > 1.1
+    torch.testing.assert_close(tiled.weights_GN, full.weights_GN, rtol=0, atol=1e-5)
 
 
 def test_capture_layers_zero_captures_nothing_and_attention_never_carries_gradients():

@@ -14,7 +14,7 @@ choice), R ranks of several frames, U distinct tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch import Tensor
 from appo.types import PerceptionWeights
 
 LogProbs = Callable[[Tensor, Tensor], Tensor]
-"""``(i_n, j_n) -> (n, V)``: next-token log-probabilities that emitted token ``j`` of response ``i``."""
+"""``(i_n, j_n) -> (n, V)``: next-token log-probabilities that emitted token ``j`` of response ``i``.
+
+If it also has ``tiles(i_n, j_n)``, which yields the same in pieces along V, no (n, V) is ever asked for."""
 
 TILE_ROWS = 128
 """Most log-probability rows asked for and compared at once; 128 over 152k words are 78 MB in float32."""
@@ -182,8 +184,9 @@ def rank_divergence(log_probs_GNV: Tensor | LogProbs, tokens_CGK: Tensor, diverg
     distinct_RG, index_R = torch.unique(tokens_RG[is_shared_R], dim=0, return_inverse=True)
     tiles = []
     for tile_RG in distinct_RG.split(max(1, TILE_ROWS // G)):
-        log_probs_RGV = _fetch(log_probs_GNV, tile_RG)
-        tiles.append(DIVERGENCES[divergence](log_probs_RGV, tile_RG >= 0))
+        # Both divergences are sums over the vocabulary, so they add up over pieces of it.
+        pieces = [DIVERGENCES[divergence](piece, tile_RG >= 0) for piece in _fetch(log_probs_GNV, tile_RG)]
+        tiles.append(torch.stack(pieces).sum(dim=0).clamp(min=0.0))
     values_R = torch.cat(tiles)
     divergence_R = values_R.new_zeros(C * K)
     divergence_R[is_shared_R] = values_R[index_R]
@@ -193,7 +196,7 @@ def rank_divergence(log_probs_GNV: Tensor | LogProbs, tokens_CGK: Tensor, diverg
 def kl_to_mean(log_probs_RGV: Tensor, present_RG: Tensor) -> Tensor:
     """Mean over the responses present of KL(p_i || m), m the arithmetic mean of the p_i (step 6).
 
-    Lies in [0, log G]. Probabilities of 0 are exact: 0 log 0 = 0.
+    Lies in [0, log G] up to rounding, summed over V (a piece alone can be negative). Exact for p = 0.
 
     Returns:
         (R,), in the dtype of `log_probs_RGV`.
@@ -206,7 +209,7 @@ def kl_to_mean(log_probs_RGV: Tensor, present_RG: Tensor) -> Tensor:
     log_mean_R1V = (shifted_RGV.exp().sum(dim=1, keepdim=True) / count_R[:, None, None]).log()
     p_RGV = log_probs_RGV.exp()
     terms_RGV = torch.where(p_RGV > 0, p_RGV * (shifted_RGV - log_mean_R1V), 0.0)
-    return (terms_RGV.sum(dim=(1, 2)) / count_R).clamp(min=0.0)
+    return terms_RGV.sum(dim=(1, 2)) / count_R
 
 
 def k3_to_mean(log_probs_RGV: Tensor, present_RG: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ def k3_to_mean(log_probs_RGV: Tensor, present_RG: Tensor) -> Tensor:
     count_R = present_RG.sum(dim=1).clamp(min=1)
     d_RGV = log_probs_RGV.sum(dim=1, keepdim=True) / count_R[:, None, None] - log_probs_RGV
     terms_RGV = (d_RGV.expm1() - d_RGV).masked_fill(is_absent_RG1, 0.0)
-    return (terms_RGV.sum(dim=(1, 2)) / count_R).clamp(min=0.0)
+    return terms_RGV.sum(dim=(1, 2)) / count_R
 
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_to_mean, "k3": k3_to_mean}
@@ -287,19 +290,24 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _fetch(log_probs_GNV: Tensor | LogProbs, tokens_RG: Tensor) -> Tensor:
-    """(R, G, V) log-probabilities of some ranks, each distinct token read once; arbitrary where absent."""
+def _fetch(log_probs_GNV: Tensor | LogProbs, tokens_RG: Tensor) -> Iterator[Tensor]:
+    """Pieces (R, G, v) of some ranks' log-probabilities, each distinct token read once; arbitrary where absent."""
     present_RG = tokens_RG >= 0
     i_n, j_n = present_RG.nonzero()[:, 1], tokens_RG[present_RG]
     pairs_U2, index_n = torch.unique(torch.stack([i_n, j_n], dim=1), dim=0, return_inverse=True)
-    i_U, j_U = pairs_U2.unbind(dim=1)
-    rows_UV = log_probs_GNV[i_U, j_U] if isinstance(log_probs_GNV, Tensor) else log_probs_GNV(i_U, j_U)
-    if rows_UV.ndim != 2 or rows_UV.shape[0] != len(i_U):
-        raise ValueError(f"log_probs_GNV must give ({len(i_U)}, V), not {tuple(rows_UV.shape)}")
-    if not (rows_UV < torch.inf).all():
-        raise ValueError("log_probs_GNV has NaN or +inf at a token that mask_GN calls real")
     index_RG = torch.zeros_like(tokens_RG).masked_scatter_(present_RG, index_n)
-    return _at_least_float32(rows_UV)[index_RG]
+    for rows_Uv in _read(log_probs_GNV, *pairs_U2.unbind(dim=1)):
+        if rows_Uv.ndim != 2 or rows_Uv.shape[0] != len(pairs_U2):
+            raise ValueError(f"log_probs_GNV must give ({len(pairs_U2)}, V), not {tuple(rows_Uv.shape)}")
+        if not (rows_Uv < torch.inf).all():
+            raise ValueError("log_probs_GNV has NaN or +inf at a token that mask_GN calls real")
+        yield _at_least_float32(rows_Uv)[index_RG]
+
+
+def _read(log_probs_GNV: Tensor | LogProbs, i_U: Tensor, j_U: Tensor) -> Iterable[Tensor]:
+    if isinstance(log_probs_GNV, Tensor):
+        return [log_probs_GNV[i_U, j_U]]
+    return log_probs_GNV.tiles(i_U, j_U) if hasattr(log_probs_GNV, "tiles") else [log_probs_GNV(i_U, j_U)]
 
 
 def _check_settings(threshold: float, score_tokens: int, top_frames: int, frame_tokens: int, max_weight: float) -> None:

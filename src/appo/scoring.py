@@ -6,8 +6,9 @@ V vocabulary, n tokens picked out of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from appo.types import GroupScores
 
 # Rows of (rows, V) logits held at once: with a 152k vocabulary and float32, 512 rows are 311 MB.
 LOGIT_ROWS = 512
+# Words of the vocabulary whose log-probabilities the weights hold at once: 128 tokens x 16k words are 8 MB in float32.
+VOCABULARY_TILE = 16384
 
 
 def score_group(
@@ -67,11 +70,12 @@ def score_group(
     assert hidden_GNH is not None
     assert mask_GN is not None
     ids_GN = nn.utils.rnn.pad_sequence([r.to(device) for r in responses], batch_first=True)
-    log_probs_GN = _token_log_probs(base, hidden_GNH, ids_GN, temperature)
+    log_probs_GN, log_normalizer_GN = _token_log_probs(base, hidden_GNH, ids_GN, temperature)
     return GroupScores(
         log_probs_GN=log_probs_GN.masked_fill(~mask_GN, 0.0),
         mask_GN=mask_GN,
         hidden_GNH=hidden_GNH.detach(),
+        log_normalizer_GN=log_normalizer_GN.detach(),
         frame_attention_GNF=None if frame_attention_GNF is None else frame_attention_GNF * mask_GN[..., None],
     )
 
@@ -122,18 +126,41 @@ def _packed_hidden(
     return hidden_GNH, packed.layout.mask_GN, None if capture is None else capture.attention_BNF
 
 
-def log_probs_at(model: Any, hidden_GNH: Tensor, *, temperature: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A callable ``(i_n, j_n) -> (n, V)`` float32: the policy's log-probabilities at chosen tokens. Source: ours.
+@dataclass(frozen=True)
+class HeadLogProbs:
+    """The policy's log-probabilities at chosen tokens of a scored group, made when asked for. Source: ours.
 
-    What :func:`appo.perception.token_weights` takes, so that no (G, N, V) tensor need exist.
+    What :func:`appo.perception.token_weights` takes, so that neither (G, N, V) nor (n, V) need exist: the scoring pass
+    has left the normaliser of each token, so a piece of the LM head gives a piece of the log-probabilities, and the
+    head runs once over them.
     """
-    head: Any = unwrap(model).get_output_embeddings()
 
-    def at(i_n: Tensor, j_n: Tensor) -> Tensor:
-        with torch.no_grad():
-            return (full_precision(head(hidden_GNH[i_n, j_n])) / temperature).log_softmax(dim=-1)
+    head: Any
+    hidden_GNH: Tensor
+    log_normalizer_GN: Tensor
+    temperature: float
+    vocabulary_tile: int = VOCABULARY_TILE
 
-    return at
+    @torch.no_grad()
+    def __call__(self, i_n: Tensor, j_n: Tensor) -> Tensor:
+        """(n, V), float32 at least, for the given responses and tokens."""
+        return torch.cat(list(self.tiles(i_n, j_n)), dim=1)
+
+    @torch.no_grad()
+    def tiles(self, i_n: Tensor, j_n: Tensor) -> Iterator[Tensor]:
+        """The same in pieces of at most ``vocabulary_tile`` words."""
+        hidden_nH, normalizer_n1 = self.hidden_GNH[i_n, j_n], self.log_normalizer_GN[i_n, j_n, None]
+        weight_VH, bias_V = self.head.weight, self.head.bias
+        for start in range(0, len(weight_VH), self.vocabulary_tile):
+            words = slice(start, start + self.vocabulary_tile)
+            logits_nv = nn.functional.linear(hidden_nH, weight_VH[words], None if bias_V is None else bias_V[words])
+            yield full_precision(logits_nv) / self.temperature - normalizer_n1
+
+
+def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
+    """The log-probabilities of a group that ``model`` has just scored at this temperature."""
+    head = unwrap(model).get_output_embeddings()
+    return HeadLogProbs(head, scores.hidden_GNH, scores.log_normalizer_GN, temperature)
 
 
 def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], temperature: float) -> None:
@@ -156,13 +183,14 @@ def _frames(base: Any, prompt: Mapping[str, Any], length: int) -> tuple[Tensor, 
     return nn.functional.pad(spans.frame_L, (0, length - len(spans.frame_L)), value=-1), spans.frames
 
 
-def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> Tensor:
-    """float32 (G, N) log-probabilities of the given tokens; logits exist for LOGIT_ROWS tokens at a time."""
+def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """float32 (G, N) log-probabilities of the given tokens and normalisers; logits exist for LOGIT_ROWS at a time."""
     head: Any = base.get_output_embeddings()
 
-    def tile(hidden_nH: Tensor, ids_n: Tensor) -> Tensor:
+    def tile(hidden_nH: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
         logits_nV = full_precision(head(hidden_nH)) / temperature
-        return -nn.functional.cross_entropy(logits_nV, ids_n, reduction="none")
+        normalizer_n = logits_nV.logsumexp(dim=-1)
+        return logits_nV.gather(-1, ids_n[:, None])[:, 0] - normalizer_n, normalizer_n
 
     hidden_tiles = torch.split(hidden_GNH.flatten(0, 1), LOGIT_ROWS)
     pairs = zip(hidden_tiles, torch.split(ids_GN.flatten(), LOGIT_ROWS), strict=True)
@@ -171,4 +199,5 @@ def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature:
         tiles = [checkpoint(tile, hidden, ids, use_reentrant=False) for hidden, ids in pairs]
     else:
         tiles = [tile(hidden, ids) for hidden, ids in pairs]
-    return torch.cat(tiles).view(ids_GN.shape)
+    log_probs, normalizers = zip(*tiles, strict=True)
+    return torch.cat(log_probs).view(ids_GN.shape), torch.cat(normalizers).view(ids_GN.shape)

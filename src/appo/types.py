@@ -67,12 +67,15 @@ class GroupScores:
             padded. Carries gradients unless the caller disables them.
         mask_GN: bool (G, N), True on real response tokens.
         hidden_GNH: (G, N, H), final hidden state that emits each token; never carries gradients.
+        log_normalizer_GN: float32 (G, N), log of the sum over the vocabulary of exp(logits / temperature), with which a
+            piece of the logits becomes log-probabilities; never carries gradients.
         frame_attention_GNF: float32 (G, N, F) or None when nothing was captured; never carries gradients.
     """
 
     log_probs_GN: Tensor
     mask_GN: Tensor
     hidden_GNH: Tensor
+    log_normalizer_GN: Tensor
     frame_attention_GNF: Tensor | None
 
 

@@ -35,6 +35,6 @@ def weigh(
         scores.frame_attention_GNF,
         scores.mask_GN,
         accuracy_G.nan_to_num(0.0).to(scores.mask_GN.device),
-        log_probs_at(model, scores.hidden_GNH, temperature=temperature),
+        log_probs_at(model, scores, temperature=temperature),
         **weight_settings,
     )
