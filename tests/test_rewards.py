@@ -14,6 +14,7 @@ from appo.rewards import (
     KINDS,
     REWARDS,
     accuracy_reward,
+    comparison,
     completion_text,
     format_reward,
     reward_functions,
@@ -87,6 +88,14 @@ def test_each_row_is_scored_by_its_own_columns() -> None:
     assert accuracy_reward(completions[:2], ["A", "A"], kind="letter") == [1.0, 1.0]
     assert accuracy_reward([], []) == []
     assert format_reward(completions=[]) == []
+
+
+def test_a_dataset_can_be_checked_before_a_run() -> None:
+    assert comparison("B", options=OPTIONS)("a blue ball") == 1.0
+    assert comparison("10", "mra")("9") == 0.9
+    for answer, kind in (("1/2", "number"), ("", "word"), ("B", "iou")):
+        with pytest.raises(ValueError, match=r"`(answer|kind)` is"):
+            comparison(answer, kind)
 
 
 def test_shape_is_the_one_trl_calls() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from appo.answers import KINDS
+from appo.answers import KINDS, Comparison
 from appo.intervals import duration, temporal_iou
 from appo.prompts import FORMATS, ParsedResponse, parse_spans
 
@@ -182,6 +182,17 @@ def score_answer(
     Raises:
         ValueError: gold answer, kind, options or format cannot be scored. The response alone never raises.
     """
+    compare = comparison(answer, kind, options)
+    parsed = _parse(text, response_format)
+    return compare(parsed.answer) if parsed else 0.0
+
+
+def comparison(answer: str, kind: str | None = None, options: Sequence[str] = ()) -> Comparison:
+    """What scores answers to one question; the way to check a dataset before a run meets its rows.
+
+    Raises:
+        ValueError: gold answer, kind or options cannot be scored (see `score_answer`).
+    """
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError(f"`answer` is {answer!r}: it must be a text that is not empty")
     if isinstance(options, str) or not all(isinstance(option, str) for option in options):
@@ -190,9 +201,7 @@ def score_answer(
         kind = "letter" if options else "word"
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"`kind` is {kind!r}: it must be one of {', '.join(KINDS)}")
-    compare = KINDS[kind](answer, options)
-    parsed = _parse(text, response_format)
-    return compare(parsed.answer) if parsed else 0.0
+    return KINDS[kind](answer, options)
 
 
 def completion_text(completion: Any) -> str | None:
