@@ -24,6 +24,9 @@ SOURCE = ROOT / "src"
 ROOMS = [
     "appo",
     "appo.types", "appo.perception", "appo.prompts", "appo.intervals", "appo.answers", "appo.rewards",
+    "appo.data.files", "appo.data.choices", "appo.data.table", "appo.data.seed_bench_r1", "appo.data.video_r1",
+    "appo.data.nextqa", "appo.data.nextgqa", "appo.data.perception_test", "appo.data.vsi_bench", "appo.data.mvbench",
+    "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.video", "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.config", "appo.trainer",
@@ -66,7 +69,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
 @pytest.mark.parametrize(
     ("rooms", "absent"),
     [
-        ("types perception prompts rewards spans records", "transformers trl accelerate datasets"),
+        ("types perception prompts rewards data spans records", "transformers trl accelerate datasets"),
         ("prompts intervals answers rewards", "torch numpy rouge_score nltk"),
         ("attention scoring rollout evaluate", "trl datasets"),
         ("spotlight.world spotlight.teacher", "torch numpy transformers trl"),

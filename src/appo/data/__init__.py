@@ -1,0 +1,149 @@
+"""Datasets by name: annotation files -> :class:`appo.types.VideoQA` -> a table that trains. See docs/data.md.
+
+The same object is asked in training and in evaluation, and `appo.rewards.score_answer` scores it in both. Each
+dataset is one small module with ``rows`` (files -> rows that know where they stand) and ``question`` (row -> VideoQA).
+Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from appo.data import (
+    jsonl,
+    mvbench,
+    nextgqa,
+    nextqa,
+    perception_test,
+    seed_bench_r1,
+    spotlight,
+    video_r1,
+    vsi_bench,
+)
+from appo.data.files import Row, is_file, is_url, parent
+from appo.data.table import rows_of
+from appo.prompts import INSTRUCTION
+from appo.rewards import score_answer
+from appo.types import VideoQA
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["DATASETS", "load", "read", "rows_of"]
+
+DATASETS: dict[str, ModuleType] = {
+    "seed-bench-r1": seed_bench_r1,
+    "video-r1": video_r1,
+    "nextqa": nextqa,
+    "nextgqa": nextgqa,
+    "perception-test": perception_test,
+    "vsi-bench": vsi_bench,
+    "mvbench": mvbench,
+    "spotlight": spotlight,
+    "jsonl": jsonl,
+}
+AnyPath = str | os.PathLike[str]
+
+
+def read(name: str, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None) -> Iterator[VideoQA]:
+    """The questions of a dataset, one after the other.
+
+    Args:
+        name: one of `DATASETS`.
+        annotations: the annotation file, or the folder of it under its official name; ``hf://datasets/...`` and every
+            other URL that fsspec knows work as well.
+        videos: the local folder that the annotations' video paths start from; default: where the annotations lie.
+        split: what part; the names depend on the dataset (docs/data.md).
+
+    Raises:
+        ValueError: name or split is unknown, or (while iterating) a row is not of the schema; names file and line.
+        OSError: (while iterating) a file is missing.
+    """
+    return (question for _, question in _questions(name, annotations, videos, split))
+
+
+def load(
+    name: str,
+    annotations: AnyPath,
+    videos: AnyPath | None = None,
+    split: str | None = None,
+    *,
+    instruction: str = INSTRUCTION,
+    ignore_clips: bool = False,
+) -> Dataset:
+    """A dataset as the table that :class:`appo.APPOTrainer` trains on (columns: `rows_of`), checked.
+
+    Beyond what `read` checks: ids are unique, every gold answer can be scored, every video and image exists, and none
+    must be cut before it is shown. No video is opened.
+
+    Args:
+        name: as in `read`.
+        annotations: as in `read`.
+        videos: as in `read`.
+        split: as in `read`.
+        instruction: closes every prompt (see :func:`appo.prompts.build_messages`).
+        ignore_clips: show whole videos where the dataset says from when to when (``metadata["clip"]``), which the
+            video reader cannot honour yet. Scores are then not comparable with published ones.
+
+    Raises:
+        ValueError: as `read`, or a check fails; names file, line and fix.
+        OSError: an annotation file, a video or an image is missing.
+    """
+    found = _questions(name, annotations, videos, split)
+    table = rows_of(_checked(found, ignore_clips), instruction)
+    if not len(table):
+        raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
+    return table
+
+
+def _questions(
+    name: str, annotations: AnyPath, videos: AnyPath | None, split: str | None
+) -> Iterator[tuple[Row, VideoQA]]:
+    """Each row with its question; name, split and videos are checked at once."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}")
+    dataset, source = DATASETS[name], os.fspath(annotations)
+    if split is not None and split not in dataset.SPLITS:
+        splits = f"the splits {', '.join(dataset.SPLITS)}" if dataset.SPLITS else "no splits: leave it out"
+        raise ValueError(f"unknown split {split!r}; {name} has {splits}")
+    folder = os.fspath(videos) if videos is not None else parent(source) if is_file(source) else source
+    if is_url(folder):
+        raise ValueError(f"videos are looked for in {folder}, which is no local folder: download them, set `videos`")
+    return ((row, dataset.question(row, folder, split)) for row in dataset.rows(source, split))
+
+
+def _checked(found: Iterator[tuple[Row, VideoQA]], ignore_clips: bool) -> Iterator[VideoQA]:
+    """The questions, once `load`'s promises hold for them. What files are missing is counted and raised at the end."""
+    place_of: dict[str, str] = {}
+    is_there: dict[str, bool] = {}
+    missing = ""
+    for row, question in found:
+        first = place_of.setdefault(question.id, row.place)
+        if first is not row.place:
+            raise row.error(f"id {question.id!r} was there before ({first})", "give every question an id of its own")
+        try:
+            score_answer("", question.answer, question.kind, question.options)
+        except ValueError as error:
+            raise row.error(str(error), "correct the row") from None
+        _check_whole(row, question, ignore_clips)
+        for path in filter(None, (question.video, question.image)):
+            if path not in is_there:
+                is_there[path] = os.path.exists(path)
+                missing = missing or ("" if is_there[path] else f"{row.place}: there is no {path}")
+        yield question
+    if missing:
+        count = f"{sum(not there for there in is_there.values())} of {len(is_there)} video and image files are missing"
+        raise FileNotFoundError(f"{missing} ({count}); check `videos`, the folder that paths start from")
+
+
+def _check_whole(row: Row, question: VideoQA, ignore_clips: bool) -> None:
+    """Refuse what the video reader cannot show yet: folders of frames, and clips of videos unless they are ignored."""
+    if "frames_fps" in question.metadata:
+        raise row.error("the video is a folder of frames, which cannot be read yet", "load the other tasks one by one")
+    if "clip" in question.metadata and not ignore_clips:
+        start, end = question.metadata["clip"]
+        fix = "pass ignore_clips=True to show whole videos (scores are then not comparable), or cut the files"
+        raise row.error(f"only {start:g} to {end:g} s of the video may be shown, which cannot be done yet", fix)

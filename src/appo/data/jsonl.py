@@ -1,0 +1,54 @@
+"""Your own questions, one JSON object a line: ``video, image, question, options, answer, spans, metadata``.
+
+``question``, ``answer`` and one of ``video`` and ``image`` must be there. ``id`` (default: the row's number) and
+``kind`` (default: letter where there are options, else word) may be. Any other column is refused, because a
+misspelt one would be lost without a word. JSON lists (``.json``) are read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appo.data.files import Row, file_in, join, rows_of_file
+from appo.prompts import answer_letter
+from appo.types import VideoQA
+
+SPLITS = ()
+COLUMNS = ("video", "image", "question", "options", "answer", "spans", "metadata", "id", "kind")
+
+
+def rows(annotations: str, split: str | None) -> Iterator[Row]:
+    """The rows of the file (in a folder ``annotations.jsonl``), each with an id."""
+    for index, row in enumerate(rows_of_file(file_in(annotations, "annotations.jsonl"))):
+        if unknown := [name for name in row.fields if name not in COLUMNS]:
+            raise row.error(f"unknown column `{unknown[0]}`", f"put it into `metadata`; columns: {', '.join(COLUMNS)}")
+        yield Row(row.place, {**row.fields, "id": row.fields.get("id", index)})
+
+
+def question(row: Row, videos: str, split: str | None) -> VideoQA:
+    """One row. A letter answer may be the letter or the text of the option."""
+    fields = row.fields
+    if not (fields.get("video") or fields.get("image")):
+        raise row.error("there is neither `video` nor `image`", "give one of the two")
+    options = row.texts("options") if fields.get("options") else ()
+    kind = row.text("kind") if fields.get("kind") else "letter" if options else "word"
+    answer = row.text("answer")
+    if kind == "letter" and options:
+        letter = answer_letter(answer, options)
+        if letter is None:
+            raise row.error(f"`answer` is {answer!r}, none of the options {list(options)!r}", "correct one of the two")
+        answer = letter
+    metadata = fields.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise row.error(f"`metadata` is {metadata!r}", "write an object {...}")
+    return VideoQA(
+        id=row.text("id"),
+        video=join(videos, row.text("video")) if fields.get("video") else "",
+        image=join(videos, row.text("image")) if fields.get("image") else "",
+        question=row.text("question"),
+        answer=answer,
+        kind=kind,
+        options=options,
+        spans=row.spans("spans") if fields.get("spans") else (),
+        metadata=metadata,
+    )

@@ -1,0 +1,71 @@
+"""MVBench: 20 tasks of 200 questions, one JSON list a task. HF: OpenGVLab/MVBench
+
+``video, question, candidates, answer (text)``, some with ``start, end`` seconds; episodic_reasoning shows folders of
+frames taken at 3 a second. Score: accuracy per task; average = all right answers / all questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appo.data.choices import letter_of
+from appo.data.files import Row, is_file, join, rows_of_file, stem
+from appo.types import VideoQA
+
+# Where each task's videos lie under the release's video folder, as in the official evaluation notebook.
+FOLDERS = {
+    "action_sequence": "star/Charades_v1_480",
+    "action_prediction": "star/Charades_v1_480",
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_v1_480",
+    "object_shuffle": "perception/videos",
+    "moving_direction": "clevrer/video_validation",
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "action_count": "perception/videos",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "state_change": "perception/videos",
+    "fine_grained_pose": "nturgbd",
+    "character_order": "perception/videos",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    "counterfactual_inference": "clevrer/video_validation",
+}
+SPLITS = tuple(FOLDERS)
+FRAME_FOLDERS = {"episodic_reasoning": 3.0}  # frames per second
+
+
+def rows(annotations: str, split: str | None) -> Iterator[Row]:
+    """One task's file, or all 20 of a folder (a split takes one), each row with its ``task`` and index."""
+    files = [annotations] if is_file(annotations) else [join(annotations, f"{task}.json") for task in FOLDERS]
+    for path in files:
+        task = stem(path)
+        if task not in FOLDERS:
+            raise ValueError(f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}")
+        if split in (None, task):
+            for index, row in enumerate(rows_of_file(path)):
+                yield Row(row.place, {**row.fields, "task": task, "index": index})
+
+
+def question(row: Row, videos: str, split: str | None) -> VideoQA:
+    """One row; its letter is that of the candidate with the answer's text."""
+    task, options = row.text("task"), row.texts("candidates")
+    metadata: dict[str, object] = {"task": task}
+    if "start" in row.fields or "end" in row.fields:
+        (span,) = row.spans("start, end", [[row.number("start"), row.number("end")]])
+        metadata["clip"] = list(span)
+    if task in FRAME_FOLDERS:
+        metadata["frames_fps"] = FRAME_FOLDERS[task]
+    return VideoQA(
+        id=f"{task}/{row.text('index')}",
+        video=join(videos, f"{FOLDERS[task]}/{row.text('video')}"),
+        question=row.text("question"),
+        answer=letter_of(row, "answer", options),
+        kind="letter",
+        options=options,
+        metadata=metadata,
+    )

@@ -1,0 +1,56 @@
+"""NExT-GQA: NExT-QA questions with the seconds that show the answer. github.com/doc-doc/NExT-GQA
+
+Two forms are read. Official: csv with ``video_id`` and the answer as *text*, and ``gsub_{split}.json`` beside it:
+{video: {duration, fps, location: {qid: [[start, end], ...]}}}. Repackaged: a JSON list ``qid, question, video_path,
+options, answer (index as string), qtype, duration, time_clues``. Spans are for evaluation and for a grounding reward;
+they are never shown to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appo.data.choices import five_options, letter_at, letter_of
+from appo.data.files import Row, join, parent, read_object, rows_of_file, stem
+from appo.data.nextqa import csv_file, question_group, with_video_files
+from appo.types import VideoQA
+
+SPLITS = ("val", "test")  # val is what one trains on; the train split has no spans
+
+
+def rows(annotations: str, split: str | None) -> Iterator[Row]:
+    """The JSON list, or the csv with each row's spans and video file."""
+    if annotations.endswith((".json", ".jsonl")):
+        yield from rows_of_file(annotations)
+        return
+    path = csv_file(annotations, split)
+    gsub_path = join(parent(path), f"gsub_{split or stem(path)}.json")
+    gsub = read_object(gsub_path)
+    for row in with_video_files(rows_of_file(path), parent(path), "video_id"):
+        video = gsub.get(row.text("video_id"), {})
+        clues = video.get("location", {}).get(row.text("qid"))
+        if clues is None:
+            fix = "take csv and gsub of NExT-GQA (NExT-QA's own csv has questions without spans)"
+            raise row.error(f"video {row.text('video_id')}, qid {row.text('qid')} is not in {gsub_path}", fix)
+        yield Row(row.place, {**row.fields, "time_clues": clues, "duration": video.get("duration")})
+
+
+def question(row: Row, videos: str, split: str | None) -> VideoQA:
+    """One row, of either form."""
+    official = "video_id" in row.fields
+    options = five_options(row) if official else row.texts("options")
+    video = row.text("file") if official else row.text("video_path")
+    spans = row.spans("time_clues")
+    if not spans:
+        raise row.error("`time_clues` is empty", "give at least one [start, end], or take nextqa")
+    qtype = "type" if official else "qtype"
+    return VideoQA(
+        id=f"{row.text('video_id') if official else stem(video)}_{row.text('qid')}",
+        video=join(videos, video),
+        question=row.text("question"),
+        answer=letter_of(row, "answer", options) if official else letter_at(row, "answer", options),
+        kind="letter",
+        options=options,
+        spans=spans,
+        metadata={"type": row.text(qtype), "group": question_group(row, qtype), **row.metadata("duration")},
+    )

@@ -1,0 +1,31 @@
+"""The embedded world's clips, as `appo.spotlight.generate` writes them: ``annotations.jsonl`` beside the mp4 files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appo.data.files import Row, file_in, join, rows_of_file
+from appo.types import VideoQA
+
+SPLITS = ()
+
+
+def rows(annotations: str, split: str | None) -> Iterator[Row]:
+    """The JSON lines; in a folder ``annotations.jsonl``."""
+    yield from rows_of_file(file_in(annotations, "annotations.jsonl"))
+
+
+def question(row: Row, videos: str, split: str | None) -> VideoQA:
+    """One clip's question."""
+    metadata = row.value("metadata")
+    if not isinstance(metadata, dict):
+        raise row.error(f"`metadata` is {metadata!r}", "write an object, as `appo.spotlight.generate` does")
+    return VideoQA(
+        id=row.text("id"),
+        video=join(videos, row.text("video")),
+        question=row.text("question"),
+        answer=row.text("answer"),
+        kind="word",
+        spans=row.spans("event_spans"),
+        metadata=metadata,
+    )

@@ -1,0 +1,55 @@
+"""Video-R1-260k: one JSON list of video and image questions of five types. HF: Video-R1/Video-R1-data.
+
+``split="video"`` or ``"image"`` takes the rows of one sort; without it all are there, image rows as questions about
+an image alone. Rewards of its authors: multiple choice exact; numerical equal at 2 decimals; OCR 1 - WER; free-form
+the mean of ROUGE-1/2/L; regression 1 - relative error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from appo.data.files import Row, file_in, join, rows_of_file
+from appo.types import VideoQA
+
+SPLITS = ("video", "image")
+KIND_OF = {
+    "multiple choice": "letter",
+    "numerical": "number",
+    "OCR": "ocr",
+    "free-form": "text",
+    "regression": "regression",
+}
+_SOLUTION = re.compile(r"\s*<answer>\s*(.*?)\s*</answer>\s*", re.DOTALL)
+
+
+def rows(annotations: str, split: str | None) -> Iterator[Row]:
+    """The JSON list; in a folder ``Video-R1-260k.json``. Rows carry their ``index``, for problem_id may repeat."""
+    for index, row in enumerate(rows_of_file(file_in(annotations, "Video-R1-260k.json"))):
+        data_type = row.value("data_type")
+        if data_type not in SPLITS:
+            raise row.error(f"`data_type` is {data_type!r}", "write video or image")
+        if split in (None, data_type):
+            yield Row(row.place, {**row.fields, "index": index})
+
+
+def question(row: Row, videos: str, split: str | None) -> VideoQA:
+    """One row; its id is its index in the list."""
+    problem_type = row.value("problem_type")
+    if problem_type not in KIND_OF:
+        raise row.error(f"`problem_type` is {problem_type!r}", f"write one of {', '.join(KIND_OF)}")
+    solution = _SOLUTION.fullmatch(row.text("solution"))
+    if not solution or not solution[1]:
+        raise row.error(f"`solution` is {row.value('solution')!r}", "write <answer>...</answer>")
+    is_video, path = row.value("data_type") == "video", join(videos, row.text("path"))
+    return VideoQA(
+        id=row.text("index"),
+        video=path if is_video else "",
+        image="" if is_video else path,
+        question=row.text("problem"),
+        answer=solution[1],
+        kind=KIND_OF[problem_type],
+        options=row.texts("options") if problem_type == "multiple choice" else (),
+        metadata=row.metadata("problem_id", "problem_type", "data_type", "data_source"),
+    )
