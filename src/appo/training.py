@@ -13,14 +13,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from trl import TrlParser
 
 from appo.config import APPOConfig
+from appo.data import load
+from appo.data import rows_of as rows_of  # a name of this room before there was `appo.data`
 from appo.display import TrainingBar
-from appo.prompts import INSTRUCTION, build_messages
+from appo.prompts import INSTRUCTION
 from appo.recording import Recorder
 from appo.records import RunFolder
 from appo.rewards import accuracy_reward, format_reward
-from appo.spotlight import generate, load_annotations, policy_path
+from appo.spotlight import generate, policy_path
 from appo.trainer import APPOTrainer
-from appo.types import VideoQA
 
 SPOTLIGHT = "spotlight"
 PAPER_REWARD_WEIGHTS = [0.9, 0.1]  # APPO sec. 4: 0.9 accuracy + 0.1 format
@@ -34,9 +35,22 @@ class TrainScript:
         default=SPOTLIGHT,
         metadata={"help": "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy."},
     )
+    dataset: str = field(
+        default=SPOTLIGHT,
+        metadata={"help": "A name of appo.data.DATASETS; 'jsonl': your own questions (docs/data.md)."},
+    )
     annotations: str | None = field(
         default=None,
-        metadata={"help": "annotations.jsonl of the embedded world; none: clips are generated into output_dir/clips."},
+        metadata={"help": "Annotation file or folder; none (spotlight only): clips are made in output_dir/clips."},
+    )
+    videos: str | None = field(
+        default=None,
+        metadata={"help": "Folder that the annotations' video paths start from; default: where the annotations lie."},
+    )
+    split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
+    ignore_clips: bool = field(
+        default=False,
+        metadata={"help": "Show whole videos where the dataset says from when to when (docs/data.md)."},
     )
     level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
     clips: int = field(default=256, metadata={"help": "How many clips to generate."})
@@ -65,24 +79,6 @@ def parse(arguments: Sequence[str]) -> tuple[TrainScript, APPOConfig]:
     return script, config
 
 
-def rows_of(questions: Sequence[VideoQA], instruction: str) -> Dataset:
-    """Questions as training rows: the prompt and what the reward functions need."""
-    return Dataset.from_list(
-        [
-            {
-                "prompt": build_messages(question, instruction=instruction),
-                "answer": question.answer,
-                "kind": question.kind,
-                "options": list(question.options),
-                "id": question.id,
-                "question": question.question,
-                "event_frames": question.metadata.get("event_frames"),
-            }
-            for question in questions
-        ]
-    )
-
-
 def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """Train, recording everything; returns the run folder, which holds the trained policy in ``policy/``.
 
@@ -90,17 +86,28 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
         ValueError, appo.records.RecordError, appo.video.VideoError, appo.sight.BlindPolicyError: one line each.
     """
     folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
-    if script.annotations is None:
-        questions = generate(folder.path / "clips", script.level, script.clips, config.seed)
-    else:
-        questions = load_annotations(script.annotations)
     tiny = script.model == SPOTLIGHT
-    instruction = script.instruction if script.instruction is not None else "" if tiny else INSTRUCTION
+    rows = _rows(script, "" if tiny else INSTRUCTION, folder, config.seed)
     model, processor = load_model(policy_path() if tiny else script.model, config)
-    trainer = make_trainer(model, processor, rows_of(questions, instruction), config, folder)
+    trainer = make_trainer(model, processor, rows, config, folder)
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
     return folder.path
+
+
+def _rows(script: TrainScript, instruction: str, folder: RunFolder, seed: int) -> Dataset:
+    """The dataset that the settings name, or freshly generated clips of the embedded world."""
+    instruction = instruction if script.instruction is None else script.instruction
+    if script.annotations is not None:
+        where = (script.annotations, script.videos, script.split)
+        return load(script.dataset, *where, instruction=instruction, ignore_clips=script.ignore_clips)
+    if script.dataset != SPOTLIGHT:
+        raise ValueError(f"dataset {script.dataset} is read from files: set `annotations` (and `videos`)")
+    if script.videos is not None or script.split is not None:
+        raise ValueError(
+            "`videos` and `split` are about a dataset's files: set `annotations` as well, or leave them out"
+        )
+    return rows_of(generate(folder.path / "clips", script.level, script.clips, seed), instruction)
 
 
 def load_model(source: str | Path, config: APPOConfig) -> tuple[Any, Any]:
