@@ -26,7 +26,7 @@ from appo.data import (
 from appo.data.files import Row, is_file, is_url, parent
 from appo.data.table import rows_of
 from appo.prompts import INSTRUCTION
-from appo.rewards import score_answer
+from appo.rewards import comparison
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _checked(found: Iterator[tuple[Row, VideoQA]], ignore_clips: bool) -> Iterat
         if first is not row.place:
             raise row.error(f"id {question.id!r} was there before ({first})", "give every question an id of its own")
         try:
-            score_answer("", question.answer, question.kind, question.options)
+            comparison(question.answer, question.kind, question.options)
         except ValueError as error:
             raise row.error(str(error), "correct the row") from None
         _check_whole(row, question, ignore_clips)
