@@ -129,6 +129,12 @@ def gqa_without_spans(folder: Path) -> tuple[Path, Path]:
     return put_csv(folder / "test.csv", [gqa_row(), gqa_row(qid=99)]), folder
 
 
+def gqa_without_clues(folder: Path) -> tuple[Path, Path]:
+    annotations, videos = nextgqa(folder)
+    put_json(folder / "gsub_test.json", {"4010069381": {"location": []}})
+    return annotations, videos
+
+
 def unmapped(folder: Path) -> tuple[Path, Path]:
     nextqa(folder)
     return put_csv(folder / "val.csv", [NEXT_ROW | {"video": "1"}]), folder
@@ -148,13 +154,19 @@ WRONG = [
     ("jsonl", lines(without(OWN, "answer")), None, r"line 1: there is no field `answer`; add it \(the row has video"),
     ("jsonl", lines(OWN | {"question": ""}), None, r"line 1: `question` is empty"),
     ("jsonl", lines(without(OWN, "video")), None, r"line 1: there is neither `video` nor `image`"),
-    ("jsonl", lines(OWN | {"answer": "green"}), None, r"line 1: `answer` is 'green', none of the options"),
+    ("jsonl", lines(OWN | {"answer": "green"}), None, r"line 1: `answer` is 'green', which names no"),
     ("jsonl", lines(OWN | {"options": "red"}), None, r"line 1: `options` is 'red'; write it as a list"),
     ("jsonl", lines(OWN | {"spans": [[3, 1]]}), None, r"line 1: `spans` has a span from 3.0 to 1.0"),
     ("jsonl", lines(OWN | {"spans": [3, 1]}), None, r"line 1: `spans` is \[3, 1\]; write it as a list of \[start, end"),
     ("jsonl", lines(OWN | {"kind": "lettre"}), None, r"line 1: `kind` is 'lettre': it must be one of"),
     ("jsonl", lines(OWN | {"id": "a"}, OWN | {"id": "a"}), None, r"line 2: id 'a' was there before \(.*line 1\)"),
     ("jsonl", lines(OWN, OWN), None, r"line 1: there is no .*x.mp4 \(1 of 1 video and image files are missing\)"),
+    ("jsonl", lines(OWN | {"options": [f"o{n}" for n in range(27)], "answer": "o3"}), None, r"line 1: 27 options"),
+    ("jsonl", lines(OWN | {"video": "."}), None, r"line 1: there is no "),
+    ("jsonl", lines(OWN | {"question": "\ud800?"}), None, r"line 1: `question` holds half a character"),
+    ("jsonl", lines(OWN | {"metadata": {"event_frames": "x"}}), None, r"line 1: `event_frames` in `metadata` is 'x'"),
+    ("jsonl", lines(OWN | {"metadata": {"clip": "first"}}), None, r"line 1: `clip` is \['first'\]; write it as"),
+    ("jsonl", lambda folder: ("foo://x/rows.jsonl", folder), None, r"foo://x/rows.jsonl: cannot be opened"),
     ("jsonl", lines([1]), None, r"line 1: holds a list"),
     ("jsonl", lines(), None, r"rows.jsonl: holds no question"),
     ("jsonl", text("rows.jsonl", '{"video": \n'), None, r"line 1: no JSON"),
@@ -181,6 +193,7 @@ WRONG = [
     ("nextqa", lambda folder: (folder, folder), "val", r"val.csv: there is no such file"),
     ("nextqa", lambda folder: (folder, folder), "L1", r"unknown split 'L1'; nextqa has the splits train, val, test"),
     ("nextgqa", gqa_without_spans, None, r"test.csv, line 3: video 4010069381, qid 99 is not in .*gsub_test.json"),
+    ("nextgqa", gqa_without_clues, None, r"test.csv, line 2: video 4010069381, qid 6 is not in .*gsub_test.json"),
     ("perception-test", no_cuts, "valid", r"cut_frame_mapping_valid.json: there is no such file"),
     ("perception-test", bad_perception, "valid", r"video video_42, mc_question 0: `answer_id` is 3; give the index"),
     ("vsi-bench", lines({"id": 1, "ground_truth": "far", "dataset": "s"}), None, r"`ground_truth` holds 'far'"),

@@ -25,7 +25,7 @@ from appo.data import (
 )
 from appo.data.files import Row, is_file, is_url, parent
 from appo.data.table import rows_of
-from appo.prompts import INSTRUCTION
+from appo.prompts import INSTRUCTION, lettered
 from appo.rewards import comparison
 from appo.types import VideoQA
 
@@ -125,13 +125,14 @@ def _checked(found: Iterator[tuple[Row, VideoQA]], ignore_clips: bool) -> Iterat
         if first is not row.place:
             raise row.error(f"id {question.id!r} was there before ({first})", "give every question an id of its own")
         try:
+            lettered(question.options)
             comparison(question.answer, question.kind, question.options)
         except ValueError as error:
             raise row.error(str(error), "correct the row") from None
         _check_whole(row, question, ignore_clips)
         for path in filter(None, (question.video, question.image)):
             if path not in is_there:
-                is_there[path] = os.path.exists(path)
+                is_there[path] = os.path.isfile(path)
                 missing = missing or ("" if is_there[path] else f"{row.place}: there is no {path}")
         yield question
     if missing:
@@ -144,6 +145,6 @@ def _check_whole(row: Row, question: VideoQA, ignore_clips: bool) -> None:
     if "frames_fps" in question.metadata:
         raise row.error("the video is a folder of frames, which cannot be read yet", "load the other tasks one by one")
     if "clip" in question.metadata and not ignore_clips:
-        start, end = question.metadata["clip"]
+        ((start, end),) = row.spans("clip", [question.metadata["clip"]])
         fix = "pass ignore_clips=True to show whole videos (scores are then not comparable), or cut the files"
         raise row.error(f"only {start:g} to {end:g} s of the video may be shown, which cannot be done yet", fix)

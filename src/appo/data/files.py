@@ -9,7 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -70,7 +70,10 @@ class Row:
     def _text(self, name: str, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
             raise self.error(f"`{name}` holds {value!r}", "write a text that is not empty")
-        return str(value)
+        text = str(value)
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.error(f"`{name}` holds half a character ({text!a})", "write whole characters")
+        return text
 
     def _number(self, name: str, value: Any) -> float:
         try:
@@ -119,9 +122,10 @@ def stem(path: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is such a file or folder."""
-    if is_url(path):
+    if not is_url(path):
+        return Path(path).exists()
+    with _named(path):
         return bool(_fsspec().url_to_fs(path)[0].exists(path))
-    return Path(path).exists()
 
 
 def rows_of_file(path: str) -> Iterator[Row]:
@@ -157,16 +161,24 @@ def open_text(path: str) -> AbstractContextManager[TextIO]:
     Raises:
         OSError: it cannot be opened.
     """
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}
+    with _named(path):
+        opened = _fsspec().open(path, "r", **how).open() if is_url(path) else open(path, **how)  # noqa: SIM115
+    return cast("AbstractContextManager[TextIO]", opened)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """What goes wrong with a path becomes an OSError that names it: each file system has errors of its own."""
     try:
-        if is_url(path):
-            opened = _fsspec().open(path, "r", encoding="utf-8-sig", newline="").open()
-        else:
-            opened = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115 - the caller closes it
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file; check the path of the annotations") from None
-    except ImportError as error:
-        raise OSError(f"{path}: cannot be opened ({error}); install what it names, or download the file") from None
-    return cast("AbstractContextManager[TextIO]", opened)
+    except Exception as error:
+        if not is_url(path):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise OSError(f"{path}: cannot be opened ({reason}); correct the URL, or download the file") from error
 
 
 def _fsspec() -> Any:
@@ -182,7 +194,7 @@ def _json_lines(path: str, file: TextIO) -> Iterator[Row]:
         place = f"{path}, line {number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: no JSON ({error}); write one JSON object a line") from None
         yield _row(place, fields)
 
@@ -204,8 +216,8 @@ def _json_list(path: str, file: TextIO) -> Iterator[Row]:
             raise wrong(f"an object is expected, not {mark!r}" if mark else "the list does not end")
         try:
             fields = scanner.value()
-        except json.JSONDecodeError as error:
-            raise wrong(f"no JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise wrong(f"no JSON ({getattr(error, 'msg', error)})") from None
         yield _row(f"{path}, index {index}", fields)
         index += 1
         mark = scanner.mark()

@@ -36,11 +36,16 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     if kind == "letter" and options:
         letter = answer_letter(answer, options)
         if letter is None:
-            raise row.error(f"`answer` is {answer!r}, none of the options {list(options)!r}", "correct one of the two")
+            raise row.error(
+                f"`answer` is {answer!r}, which names no single one of {list(options)!r}", "correct one of the two"
+            )
         answer = letter
     metadata = fields.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise row.error(f"`metadata` is {metadata!r}", "write an object {...}")
+    frames = metadata.get("event_frames")
+    if frames is not None and not (isinstance(frames, list) and all(type(frame) is int for frame in frames)):
+        raise row.error(f"`event_frames` in `metadata` is {frames!r}", "write a list of frame indices")
     return VideoQA(
         id=row.text("id"),
         video=join(videos, row.text("video")) if fields.get("video") else "",

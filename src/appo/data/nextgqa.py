@@ -27,9 +27,10 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
     gsub_path = join(parent(path), f"gsub_{split or stem(path)}.json")
     gsub = read_object(gsub_path)
     for row in with_video_files(rows_of_file(path), parent(path), "video_id"):
-        video = gsub.get(row.text("video_id"), {})
-        clues = video.get("location", {}).get(row.text("qid"))
-        if clues is None:
+        video = gsub.get(row.text("video_id"))
+        location = video.get("location") if isinstance(video, dict) else None
+        clues = location.get(row.text("qid")) if isinstance(location, dict) else None
+        if clues is None or video is None:
             fix = "take csv and gsub of NExT-GQA (NExT-QA's own csv has questions without spans)"
             raise row.error(f"video {row.text('video_id')}, qid {row.text('qid')} is not in {gsub_path}", fix)
         yield Row(row.place, {**row.fields, "time_clues": clues, "duration": video.get("duration")})

@@ -36,7 +36,7 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One row; its id is its index in the list."""
-    problem_type = row.value("problem_type")
+    problem_type = row.text("problem_type")
     if problem_type not in KIND_OF:
         raise row.error(f"`problem_type` is {problem_type!r}", f"write one of {', '.join(KIND_OF)}")
     solution = _SOLUTION.fullmatch(row.text("solution"))
