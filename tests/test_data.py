@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import string
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import concatenate_datasets
 from hypothesis import given
@@ -195,3 +197,17 @@ def test_rows_of_keeps_all_rows_in_order(count):
     table = rows_of(VideoQA(str(number), "x.mp4", "What?", "yes") for number in range(count))
     assert table["id"][:] == [str(number) for number in range(count)]
     assert table.column_names == COLUMNS
+
+
+def test_a_table_is_mapped_and_can_be_shuffled_pickled_and_told_apart():
+    def questions(count: int) -> Any:
+        return (VideoQA(str(number), "x.mp4", "Why? " * 20, "yes") for number in range(count))
+
+    before = pa.total_allocated_bytes()
+    table = rows_of(questions(5000))
+    assert table.data.nbytes > 1_000_000
+    assert pa.total_allocated_bytes() - before < 100_000, "the table is in memory"
+    again = pickle.loads(pickle.dumps(table))
+    assert again[4321] == table[4321]
+    assert sorted(table.shuffle(seed=0)["id"]) == sorted(again["id"])
+    assert rows_of(questions(5000))._fingerprint == table._fingerprint != rows_of(questions(4999))._fingerprint

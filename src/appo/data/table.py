@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,18 +23,42 @@ ROWS_AT_ONCE = 1000  # rows that exist as Python objects at the same time
 def rows_of(questions: Iterable[VideoQA], instruction: str = INSTRUCTION) -> Dataset:
     """Questions as training rows: the prompt and what reward functions and records need.
 
+    The table is written to a temporary file and mapped, so that its size is no memory of the process.
+
     Columns: ``prompt`` (messages), ``answer``, ``kind``, ``options``, ``id``, ``question``, ``spans``, ``event_frames``
     (null where the dataset does not know them) and ``metadata`` (as JSON text: datasets differ in what they say).
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset, DatasetInfo
 
     features = _features()
-    schema = features.arrow_schema
-    batches = [pa.RecordBatch.from_pylist(rows, schema=schema) for rows in _batches(questions, instruction)]
-    # One piece, for datasets are slow to read row by row from many; a copy of the table for a moment.
-    table = pa.Table.from_batches(batches, schema=schema).combine_chunks()
-    return Dataset(table, info=DatasetInfo(features=features))
+    descriptor, path = tempfile.mkstemp(suffix=".arrow")
+    os.close(descriptor)
+    try:
+        _write(path, _batches(questions, instruction), features.arrow_schema)
+        table, digest = _mapped(path)
+    finally:
+        with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
+            os.unlink(path)  # what is mapped stays readable
+    # Without a fingerprint `datasets` would copy the whole table to make one.
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=digest)
+
+
+def _write(path: str, batches: Iterable[list[dict[str, Any]]], schema: Any) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    with pa.ipc.new_stream(path, schema) as writer:
+        for rows in batches:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+
+
+def _mapped(path: str) -> tuple[Any, str]:
+    """The table of a file, mapped rather than read, and a digest of its content."""
+    import pyarrow as pa
+
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
+        return reader.read_all(), digest
 
 
 def _features() -> Any:
