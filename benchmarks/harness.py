@@ -175,7 +175,7 @@ def memory_of_fresh_process(script: Path, arguments: Sequence[str]) -> int:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a measurement may use: 60 % of what is free."""
+    """Bytes that a measurement may use: 60 % of what is free on a CPU, which others use too, 90 % on a device."""
     if device.startswith("cuda"):
         return int(0.9 * torch.cuda.mem_get_info()[0])
     try:
