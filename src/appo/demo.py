@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from transformers import TrainerCallback
 
 from appo.config import APPOConfig
+from appo.data import rows_of
 from appo.display import accuracy_table, print_group, write_picture
 from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
@@ -21,7 +22,7 @@ from appo.records import RolloutRecord, RunFolder
 from appo.spotlight import generate, load_policy
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.spotlight.world import LEVELS
-from appo.training import fit, make_trainer, rows_of
+from appo.training import fit, make_trainer
 from appo.types import VideoQA
 
 HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
@@ -153,9 +154,7 @@ class RewardsMustVary(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
         """Raise ValueError at the first step whose rewards do not vary."""
         if logs and state.global_step == 1 and logs.get("reward_std", 1.0) == 0:
-            raise ValueError(
-                "all rewards of the first step were equal, so nothing can be learned: try another --seed"
-            )
+            raise ValueError("all rewards of the first step were equal, so nothing can be learned: try another --seed")
 
 
 def _telling_groups(

@@ -13,8 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from trl import TrlParser
 
 from appo.config import APPOConfig
-from appo.data import load
-from appo.data import rows_of as rows_of  # a name of this room before there was `appo.data`
+from appo.data import load, rows_of
 from appo.display import TrainingBar
 from appo.prompts import INSTRUCTION
 from appo.recording import Recorder

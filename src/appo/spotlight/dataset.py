@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from appo.data import read
 from appo.spotlight.clips import write_clip
 from appo.spotlight.drawing import render
 from appo.spotlight.world import LEVELS, TASKS, Dials, Question, Scene, make_question, make_scene
@@ -65,28 +66,7 @@ def load_annotations(path: str | Path) -> list[VideoQA]:
         OSError: there is no such file.
         ValueError: a line is no question; names file and line.
     """
-    path = Path(path)
-    path = path / ANNOTATIONS if path.is_dir() else path
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_question(path, number, line) for number, line in enumerate(lines, start=1) if line]
-
-
-def _question(path: Path, number: int, line: str) -> VideoQA:
-    """One line of an annotations file. Raises ValueError naming file and line."""
-    try:
-        row = json.loads(line)
-        return VideoQA(
-            id=row["id"],
-            video=str(path.parent / row["video"]),
-            question=row["question"],
-            answer=row["answer"],
-            kind="word",
-            spans=tuple((float(start), float(end)) for start, end in row["event_spans"]),
-            metadata=row["metadata"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "write it as `appo.spotlight.generate` does: id, video, question, answer, event_spans, metadata"
-        raise ValueError(f"{path}, line {number}: no question ({type(error).__name__}: {error}); {fix}") from None
+    return list(read("spotlight", path))
 
 
 def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, Any]:
