@@ -39,7 +39,7 @@ from transformers.utils import is_torchcodec_available
 from transformers.video_utils import load_video
 from trl import GRPOConfig, GRPOTrainer
 
-from appo import APPOConfig, APPOTrainer, stopwatch
+from appo import APPOConfig, APPOTrainer
 from appo.prompts import build_messages
 from appo.rollout import vision_token_ids
 from appo.spotlight import build_policy, generate, load_policy
@@ -191,18 +191,14 @@ class StepClock(TrainerCallback):
         return [end[clock] - start[clock] for start, end in zip(self._ends, self._ends[1:], strict=False)]
 
 
-class ProcessorTime:
-    """Stands in for the module ``time`` in appo.stopwatch, so that parts are measured on the processor's clock."""
-
-    perf_counter = staticmethod(time.process_time)
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) -> dict[str, Any]:
     """Train a few steps; seconds of each step but the first, by part and in all."""
     trainer, clock = make_trainer(way, args, rows, folder), StepClock()
+    if not args.device.startswith("cuda"):
+        trainer.watch.clock = time.process_time
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     if args.device.startswith("cuda"):
@@ -296,8 +292,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     harness.prepare(args)
     clock = "wall" if args.device.startswith("cuda") else "processor"
-    if clock == "processor":
-        stopwatch.time = ProcessorTime  # type: ignore[assignment]
     runs = defaultdict(list)
     left = harness.TimeLeft(args.repeats * len(args.ways))
     with tempfile.TemporaryDirectory() as name:
