@@ -9,7 +9,7 @@ from PIL import Image
 
 from appo import APPOConfig, APPOTrainer
 from appo.rollout import has_video
-from appo.spotlight import build_policy, load_policy
+from appo.spotlight import build_policy, load_policy, policy_path
 from runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
 
 
@@ -102,3 +102,12 @@ def test_lora_adapters_train_and_nothing_else(tmp_path, questions):
     for name, value in before.items():
         kept = base[name] if name in base else base[name.replace("_proj.", "_proj.base_layer.")]
         assert torch.equal(kept, value), name
+
+
+def test_a_model_given_by_its_folder_is_loaded_with_its_processor(tmp_path, questions):
+    """As in the README: TRL loads both."""
+    args = APPOConfig(str(tmp_path), **{**FAST, "max_steps": 1, "method": "appo"})
+    trainer = APPOTrainer(str(policy_path()), [accuracy_reward], args, train_dataset=rows_of(questions))
+    trainer.train()
+    assert len(logged(trainer, "appo/mean_weight")) == 1
+    assert not any(parameter.requires_grad for parameter in trainer.model.model.visual.parameters())
