@@ -60,6 +60,17 @@ def test_train_writes_a_run_folder_with_a_loadable_policy(tmp_path, untrained, c
     assert (output / "policy" / "model.safetensors").exists()
 
 
+def test_rewards_are_chosen_by_name_or_by_path(tmp_path, untrained):
+    output = tmp_path / "run"
+    arguments = ["train", "--config", str(RECIPE), "--model", untrained, "--output_dir", str(output), *TINY]
+    chosen = ["--rewards", "format", "runs:accuracy_reward", "--reward_weights", "0.5", "2"]
+    assert main([*arguments, *chosen]) == 0
+    (record,) = RunFolder.open(output).read_rollouts()
+    first = record.responses[0]
+    assert list(first.rewards) == ["format_reward", "accuracy_reward", "soft_overlong_punishment_reward"]
+    assert RunFolder.open(output).config["training"]["reward_weights"] == [0.5, 2.0]
+
+
 ENDS = [
     (["train"], "give a configuration: appo train --config"),
     (["train", "--config", "no-such.yaml"], r"no-such\.yaml"),
@@ -70,6 +81,7 @@ ENDS = [
     (["train", "--config", str(RECIPE), "--level", "L9"], "unknown level 'L9'"),
     (["train", "--config", str(RECIPE), "--model", "/no/such/model"], "/no/such/model"),
     (["train", "--config", str(RECIPE), "--annotations", "/no/such/file.jsonl"], "/no/such/file.jsonl"),
+    (["train", "--config", str(RECIPE), "--rewards", "acuracy"], "acuracy"),
     (["demo", "--color"], "unknown argument --color"),
 ]
 

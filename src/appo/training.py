@@ -18,12 +18,12 @@ from appo.display import TrainingBar
 from appo.prompts import INSTRUCTION
 from appo.recording import Recorder
 from appo.records import RunFolder
-from appo.rewards import accuracy_reward, format_reward
+from appo.rewards import reward_functions
 from appo.spotlight import generate, policy_path
 from appo.trainer import APPOTrainer
 
 SPOTLIGHT = "spotlight"
-PAPER_REWARD_WEIGHTS = [0.9, 0.1]  # APPO sec. 4: 0.9 accuracy + 0.1 format
+PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # APPO sec. 4
 
 
 @dataclass
@@ -50,6 +50,10 @@ class TrainScript:
     ignore_clips: bool = field(
         default=False,
         metadata={"help": "Show whole videos where the dataset says from when to when (docs/data.md)."},
+    )
+    rewards: list[str] = field(
+        default_factory=lambda: list(PAPER_REWARDS),
+        metadata={"help": "accuracy, format, temporal_iou, or your own as module:function; weights: reward_weights."},
     )
     level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
     clips: int = field(default=256, metadata={"help": "How many clips to generate."})
@@ -88,7 +92,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     tiny = script.model == SPOTLIGHT
     rows = _rows(script, "" if tiny else INSTRUCTION, folder, config.seed)
     model, processor = load_model(policy_path() if tiny else script.model, config)
-    trainer = make_trainer(model, processor, rows, config, folder)
+    trainer = make_trainer(model, processor, rows, config, folder, script.rewards)
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
     return folder.path
@@ -117,12 +121,19 @@ def load_model(source: str | Path, config: APPOConfig) -> tuple[Any, Any]:
     return model, processor
 
 
-def make_trainer(model: Any, processor: Any, rows: Dataset, config: APPOConfig, folder: RunFolder) -> APPOTrainer:
-    """A trainer with the paper's two rewards that records into ``folder``."""
-    if config.reward_weights is None:
-        config.reward_weights = PAPER_REWARD_WEIGHTS
-    rewards = [accuracy_reward, format_reward]
-    trainer = APPOTrainer(model, rewards, config, train_dataset=rows, processing_class=processor)
+def make_trainer(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    config: APPOConfig,
+    folder: RunFolder,
+    rewards: Sequence[str] = tuple(PAPER_REWARDS),
+) -> APPOTrainer:
+    """A trainer with these rewards (the paper's two, with its weights, unless told otherwise) that records its run."""
+    functions = reward_functions(rewards)
+    if config.reward_weights is None and list(rewards) == list(PAPER_REWARDS):
+        config.reward_weights = list(PAPER_REWARDS.values())
+    trainer = APPOTrainer(model, functions, config, train_dataset=rows, processing_class=processor)
     trainer.remove_callback(PrinterCallback)
     Recorder(folder, trainer)
     return trainer
