@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from appo.packing import encode_vision, join_vision, reuses_vision
+from appo.packing import encode_vision, join_vision, prompt_spans, reuses_vision
 from appo.prompts import build_messages
 from appo.rollout import (
     VideoCache,
@@ -15,7 +15,6 @@ from appo.rollout import (
     encode_prompt,
     generate,
     has_video,
-    prompt_spans,
     respond,
     video_paths,
     vision_token_ids,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from appo.attention import PrefixLayout
+from appo.spans import frame_spans
+from appo.types import FrameSpans
 
 # What a processor says per video or image, one entry (or block of patches) after another.
 VISION_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -105,6 +107,16 @@ def prompt_positions(base: Any, prompt: Mapping[str, Any]) -> Tensor:
     arguments = {key: prompt[key] for key in known if prompt.get(key) is not None}
     positions_31P: Tensor = base.base_model.get_rope_index(**arguments)[0]
     return positions_31P
+
+
+def prompt_spans(base: Any, prompt: Mapping[str, Any]) -> FrameSpans:
+    """Which tokens of an encoded prompt are which frame, for this model."""
+    return frame_spans(
+        prompt["input_ids"][0],
+        prompt.get("video_grid_thw"),
+        video_token_id=base.config.video_token_id,
+        merge_size=base.config.vision_config.spatial_merge_size,
+    )
 
 
 def group_rows(prompt: Mapping[str, Any], responses: Sequence[Tensor]) -> tuple[dict[str, Any], Tensor]:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.packing import VISION_KEYS, join_vision, prompt_positions, unwrap
-from appo.spans import check_time_advances, frame_spans
-from appo.types import FrameSpans
+from appo.packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
+from appo.spans import check_time_advances
 from appo.video import FrameSampling, SampledVideo, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
@@ -122,16 +121,6 @@ def _image(image: Any) -> Any:
         with Image.open(image) as opened:
             return opened.convert("RGB")
     return image
-
-
-def prompt_spans(model: Any, prompt: Mapping[str, Tensor]) -> FrameSpans:
-    """Which tokens of an encoded prompt are which frame, for this model."""
-    return frame_spans(
-        prompt["input_ids"][0],
-        prompt.get("video_grid_thw"),
-        video_token_id=model.config.video_token_id,
-        merge_size=model.config.vision_config.spatial_merge_size,
-    )
 
 
 def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from appo.attention import appo_attention, capture_frame_attention, full_precision
-from appo.packing import group_rows, pack_group, unwrap
-from appo.spans import frame_spans
+from appo.packing import group_rows, pack_group, prompt_spans, unwrap
 from appo.types import GroupScores
 
 # Rows of (rows, V) logits held at once: with a 152k vocabulary and float32, 512 rows are 311 MB.
@@ -174,12 +173,7 @@ def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], tempera
 
 def _frames(base: Any, prompt: Mapping[str, Any], length: int) -> tuple[Tensor, int]:
     """int64 (length,) frame of each position, -1 beyond the prompt and where none, and the number of frames."""
-    spans = frame_spans(
-        prompt["input_ids"][0],
-        prompt.get("video_grid_thw"),
-        video_token_id=base.config.video_token_id,
-        merge_size=base.config.vision_config.spatial_merge_size,
-    )
+    spans = prompt_spans(base, prompt)
     return nn.functional.pad(spans.frame_L, (0, length - len(spans.frame_L)), value=-1), spans.frames
 
 
