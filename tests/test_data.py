@@ -20,7 +20,7 @@ from appo.data import DATASETS, load, read
 from appo.data.files import Row
 from appo.data.seed_bench_r1 import draw_options
 from appo.data.table import ROWS_AT_ONCE, rows_of
-from appo.prompts import INSTRUCTION, lettered
+from appo.prompts import INSTRUCTIONS, lettered
 from appo.rewards import accuracy_reward, score_answer
 from appo.rollout import VideoCache, encode_prompt, video_paths
 from appo.spotlight import build_policy, generate
@@ -29,13 +29,25 @@ from appo.types import VideoQA
 from appo.video import FrameSampling
 from data_fixtures import CASES, SEED_TRAIN, Case, perception_test, put_json, put_media
 
-COLUMNS = ["prompt", "answer", "kind", "options", "id", "question", "spans", "event_frames", "metadata"]
+COLUMNS = [
+    "prompt",
+    "answer",
+    "kind",
+    "options",
+    "response_format",
+    "id",
+    "question",
+    "spans",
+    "event_frames",
+    "metadata",
+]
 WRONG = {"letter": "E", "word": "no such word", "number": "999", "ocr": "zzz", "text": "zzz", "regression": "9999",
          "mra": "99999"}  # fmt: skip
 
 
-def respond(answer: str) -> str:
-    return f"<think>I saw it.</think><answer>{answer}</answer>"
+def respond(answer: str, response_format: str = "answer") -> str:
+    time = "<time>[1, 2]</time>" if response_format == "grounded" else ""
+    return f"<think>I saw it.</think><answer>{answer}</answer>{time}"
 
 
 def path_in(videos: Path, name: str) -> str:
@@ -61,8 +73,9 @@ def test_gold_answers_earn_full_reward_and_wrong_ones_none(tmp_path, case: Case)
     table = load(case.name, *case.write(tmp_path), case.split)
     assert table.column_names == COLUMNS
     columns = {name: table[name][:] for name in COLUMNS if name != "prompt"}
-    assert accuracy_reward([respond(answer) for answer in columns["answer"]], **columns) == [1.0] * len(table)
-    assert accuracy_reward([respond(WRONG[kind]) for kind in columns["kind"]], **columns) == [
+    (asked,) = set(columns["response_format"])
+    assert accuracy_reward([respond(answer, asked) for answer in columns["answer"]], **columns) == [1.0] * len(table)
+    assert accuracy_reward([respond(WRONG[kind], asked) for kind in columns["kind"]], **columns) == [
         float(answer == "E") for answer in columns["answer"]
     ]
     for row in table:
@@ -80,7 +93,7 @@ def test_options_are_lettered_once(tmp_path, case: Case):
         lines = text.split("\n")[-1 - len(row["options"]) : -1] if row["options"] else []
         assert [line[:3] for line in lines] == [f"{letter}. " for letter in string.ascii_uppercase[: len(lines)]]
         assert not any(line[3:5] in ("A.", "B.", "C.", "D.", "E.") for line in lines)
-        assert text.endswith(INSTRUCTION)
+        assert text.endswith(INSTRUCTIONS[row["response_format"]])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +119,7 @@ def test_the_prompt_reaches_the_model_as_it_was_written(tmp_path, case: Case, pr
     for question, row in zip(questions, load(case.name, annotations, videos, case.split), strict=True):
         inputs = encode_prompt(processor, row["prompt"], [cache.read(path) for path in video_paths(row["prompt"])])
         text = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
-        asked = "\n".join([question.question, *lettered(question.options), INSTRUCTION])
+        asked = "\n".join([question.question, *lettered(question.options), INSTRUCTIONS[row["response_format"]]])
         assert text == f"user {asked}\nassistant\n"
         assert ("pixel_values_videos" in inputs, "pixel_values" in inputs) == (
             bool(question.video),
@@ -142,9 +155,8 @@ def test_a_cup_game_is_cut_where_the_mapping_says(tmp_path):
         [0.0, 2.5],
         [0.0, 2.5],
     ]
-    with pytest.raises(ValueError, match=r"video video_42, mc_question 0: only 0 to 2.5 s .* ignore_clips=True"):
-        load("perception-test", annotations, videos, "valid")
-    assert len(load("perception-test", annotations, videos, "valid", ignore_clips=True)) == 2
+    part = load("perception-test", annotations, videos, "valid")[0]["prompt"][0]["content"][0]
+    assert (part["video_start"], part["video_end"], part["raw_fps"]) == (0.0, 2.5, None)
 
 
 def test_mvbench_reads_all_twenty_tasks_with_spans_and_frame_folders(tmp_path):
@@ -167,8 +179,8 @@ def test_mvbench_reads_all_twenty_tasks_with_spans_and_frame_folders(tmp_path):
         "task": "episodic_reasoning", "clip": [1.0, 2.5], "frames_fps": 3.0,
     }  # fmt: skip
     assert len(load("mvbench", tmp_path / "json", tmp_path / "video", "state_change")) == 1
-    with pytest.raises(ValueError, match=r"episodic_reasoning.json, index 0: .*folder of frames"):
-        load("mvbench", tmp_path / "json", tmp_path / "video", "episodic_reasoning", ignore_clips=True)
+    part = load("mvbench", tmp_path / "json", tmp_path / "video", "episodic_reasoning")[0]["prompt"][0]["content"][0]
+    assert (part["video_start"], part["video_end"], part["raw_fps"]) == (1.0, 2.5, 3.0)
 
 
 # --- properties --------------------------------------------------------------------------------------------------

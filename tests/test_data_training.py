@@ -72,8 +72,8 @@ MISTAKES = [
     (["--dataset", "nextqa"], "dataset nextqa is read from files: set `annotations`"),
     (["--videos", "clips"], "`videos` and `split` are about a dataset's files"),
     (["--dataset", "nextqua", "--annotations", "{here}"], "unknown dataset 'nextqua'; there are seed-bench-r1"),
-    (["--dataset", "perception-test", "--annotations", "{here}", "--videos", "{here}/videos", "--split", "valid"],
-     "may be shown, which cannot be done yet"),
+    (["--dataset", "perception-test", "--annotations", "{here}", "--videos", "{here}/videos", "--split", "valid",
+      "--response_format", "xml"], "response_format is 'xml': it must be one of answer, grounded"),
 ]  # fmt: skip
 
 
@@ -87,13 +87,14 @@ def test_mistakes_about_datasets_are_one_line(tmp_path, arguments, message, caps
 
 
 def test_grounded_questions_are_rewarded_for_the_true_spans(tmp_path):
-    table = load("nextgqa", *nextgqa(tmp_path), instruction=GROUNDED_INSTRUCTION)
+    table = load("nextgqa", *nextgqa(tmp_path))
+    assert table[0]["prompt"][0]["content"][-1]["text"].endswith(GROUNDED_INSTRUCTION)
     spoken = [", ".join(f"[{start}, {end}]" for start, end in spans) for spans in table["spans"]]
     completions = [
         f"<think>It lies down.</think><answer>{answer}</answer><time>{times}</time>"
         for answer, times in zip(table["answer"], spoken, strict=True)
     ]
-    grounded = {"spans": table["spans"][:], "response_format": "grounded"}
+    grounded = {"spans": table["spans"][:], "response_format": table["response_format"][:]}
     assert temporal_iou_reward(completions, **grounded) == [1.0, 1.0]
     assert format_reward(completions, response_format="grounded") == [1.0, 1.0]
     elsewhere = [re.sub(r"<time>.*</time>", "<time>[10, 12]</time>", completion) for completion in completions]

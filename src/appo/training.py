@@ -15,7 +15,6 @@ from trl import TrlParser
 from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
-from appo.prompts import INSTRUCTION
 from appo.recording import Recorder
 from appo.records import RunFolder
 from appo.rewards import reward_functions
@@ -47,19 +46,19 @@ class TrainScript:
         metadata={"help": "Folder that the annotations' video paths start from; default: where the annotations lie."},
     )
     split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
-    ignore_clips: bool = field(
-        default=False,
-        metadata={"help": "Show whole videos where the dataset says from when to when (docs/data.md)."},
-    )
     rewards: list[str] = field(
         default_factory=lambda: list(PAPER_REWARDS),
         metadata={"help": "accuracy, format, temporal_iou, or your own as module:function; weights: reward_weights."},
     )
     level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
     clips: int = field(default=256, metadata={"help": "How many clips to generate."})
+    response_format: str | None = field(
+        default=None,
+        metadata={"help": "answer or grounded (with the time); default: what the dataset's official score needs."},
+    )
     instruction: str | None = field(
         default=None,
-        metadata={"help": "Appended to every question; default: the answer format, nothing for the tiny policy."},
+        metadata={"help": "Appended to every question; default: asks for the format, nothing for the tiny policy."},
     )
 
 
@@ -90,7 +89,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """
     folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
     tiny = script.model == SPOTLIGHT
-    rows = _rows(script, "" if tiny else INSTRUCTION, folder, config.seed)
+    rows = _rows(script, "" if tiny else None, folder, config.seed)
     model, processor = load_model(policy_path() if tiny else script.model, config)
     trainer = make_trainer(model, processor, rows, config, folder, script.rewards)
     fit(trainer, console)
@@ -98,12 +97,12 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     return folder.path
 
 
-def _rows(script: TrainScript, instruction: str, folder: RunFolder, seed: int) -> Dataset:
+def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
     """The dataset that the settings name, or freshly generated clips of the embedded world."""
     instruction = instruction if script.instruction is None else script.instruction
     if script.annotations is not None:
         where = (script.annotations, script.videos, script.split)
-        return load(script.dataset, *where, instruction=instruction, ignore_clips=script.ignore_clips)
+        return load(script.dataset, *where, response_format=script.response_format, instruction=instruction)
     if script.dataset != SPOTLIGHT:
         raise ValueError(f"dataset {script.dataset} is read from files: set `annotations` (and `videos`)")
     if script.videos is not None or script.split is not None:

@@ -25,14 +25,14 @@ from appo.data import (
 )
 from appo.data.files import Row, is_file, is_url, parent
 from appo.data.table import rows_of
-from appo.prompts import INSTRUCTION, lettered
+from appo.prompts import FORMATS, lettered
 from appo.rewards import comparison
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DATASETS", "load", "read", "rows_of"]
+__all__ = ["DATASETS", "OFFICIAL_FORMATS", "load", "read", "rows_of"]
 
 DATASETS: dict[str, ModuleType] = {
     "seed-bench-r1": seed_bench_r1,
@@ -45,6 +45,8 @@ DATASETS: dict[str, ModuleType] = {
     "spotlight": spotlight,
     "jsonl": jsonl,
 }
+# What the official score of a dataset reads beside the answer; all others read the answer alone.
+OFFICIAL_FORMATS = {"nextgqa": "grounded"}
 AnyPath = str | os.PathLike[str]
 
 
@@ -71,29 +73,32 @@ def load(
     videos: AnyPath | None = None,
     split: str | None = None,
     *,
-    instruction: str = INSTRUCTION,
-    ignore_clips: bool = False,
+    response_format: str | None = None,
+    instruction: str | None = None,
 ) -> Dataset:
     """A dataset as the table that :class:`appo.APPOTrainer` trains on (columns: `rows_of`), checked.
 
-    Beyond what `read` checks: ids are unique, every gold answer can be scored, every video and image exists, and none
-    must be cut before it is shown. No video is opened.
+    Beyond what `read` checks: ids are unique, every gold answer can be scored, and every video and image exists. No
+    video is opened.
 
     Args:
         name: as in `read`.
         annotations: as in `read`.
         videos: as in `read`.
         split: as in `read`.
-        instruction: closes every prompt (see :func:`appo.prompts.build_messages`).
-        ignore_clips: show whole videos where the dataset says from when to when (``metadata["clip"]``), which the
-            video reader cannot honour yet. Scores are then not comparable with published ones.
+        response_format: what the policy is asked to write, one of :data:`appo.prompts.FORMATS`; default: what the
+            dataset's official score needs (`OFFICIAL_FORMATS`).
+        instruction: closes every prompt; default: the one that asks for the format. ``""`` leaves it out.
 
     Raises:
         ValueError: as `read`, or a check fails; names file, line and fix.
         OSError: an annotation file, a video or an image is missing.
     """
     found = _questions(name, annotations, videos, split)
-    table = rows_of(_checked(found, ignore_clips), instruction)
+    asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
+    if asked not in FORMATS:
+        raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
+    table = rows_of(_checked(found), instruction, asked)
     if not len(table):
         raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
     return table
@@ -115,7 +120,7 @@ def _questions(
     return ((row, dataset.question(row, folder, split)) for row in dataset.rows(source, split))
 
 
-def _checked(found: Iterator[tuple[Row, VideoQA]], ignore_clips: bool) -> Iterator[VideoQA]:
+def _checked(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
     """The questions, once `load`'s promises hold for them. What files are missing is counted and raised at the end."""
     place_of: dict[str, str] = {}
     is_there: dict[str, bool] = {}
@@ -129,22 +134,12 @@ def _checked(found: Iterator[tuple[Row, VideoQA]], ignore_clips: bool) -> Iterat
             comparison(question.answer, question.kind, question.options)
         except ValueError as error:
             raise row.error(str(error), "correct the row") from None
-        _check_whole(row, question, ignore_clips)
+        is_folder = "frames_fps" in question.metadata
         for path in filter(None, (question.video, question.image)):
             if path not in is_there:
-                is_there[path] = os.path.isfile(path)
+                is_there[path] = os.path.isdir(path) if is_folder and path == question.video else os.path.isfile(path)
                 missing = missing or ("" if is_there[path] else f"{row.place}: there is no {path}")
         yield question
     if missing:
         count = f"{sum(not there for there in is_there.values())} of {len(is_there)} video and image files are missing"
         raise FileNotFoundError(f"{missing} ({count}); check `videos`, the folder that paths start from")
-
-
-def _check_whole(row: Row, question: VideoQA, ignore_clips: bool) -> None:
-    """Refuse what the video reader cannot show yet: folders of frames, and clips of videos unless they are ignored."""
-    if "frames_fps" in question.metadata:
-        raise row.error("the video is a folder of frames, which cannot be read yet", "load the other tasks one by one")
-    if "clip" in question.metadata and not ignore_clips:
-        ((start, end),) = row.spans("clip", [question.metadata["clip"]])
-        fix = "pass ignore_clips=True to show whole videos (scores are then not comparable), or cut the files"
-        raise row.error(f"only {start:g} to {end:g} s of the video may be shown, which cannot be done yet", fix)

@@ -8,6 +8,7 @@ misspelt one would be lost without a word. JSON lists (``.json``) are read as we
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from appo.data.files import Row, file_in, join, rows_of_file
 from appo.prompts import answer_letter
@@ -40,12 +41,6 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
                 f"`answer` is {answer!r}, which names no single one of {list(options)!r}", "correct one of the two"
             )
         answer = letter
-    metadata = fields.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise row.error(f"`metadata` is {metadata!r}", "write an object {...}")
-    frames = metadata.get("event_frames")
-    if frames is not None and not (isinstance(frames, list) and all(type(frame) is int for frame in frames)):
-        raise row.error(f"`event_frames` in `metadata` is {frames!r}", "write a list of frame indices")
     return VideoQA(
         id=row.text("id"),
         video=join(videos, row.text("video")) if fields.get("video") else "",
@@ -55,5 +50,22 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
         kind=kind,
         options=options,
         spans=row.spans("spans") if fields.get("spans") else (),
-        metadata=metadata,
+        metadata=_metadata(row),
     )
+
+
+def _metadata(row: Row) -> dict[str, Any]:
+    """The row's ``metadata``; the three names that have a meaning must mean it."""
+    metadata = row.fields.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise row.error(f"`metadata` is {metadata!r}", "write an object {...}")
+    frames = metadata.get("event_frames")
+    if frames is not None and not (isinstance(frames, list) and all(type(frame) is int for frame in frames)):
+        raise row.error(f"`event_frames` in `metadata` is {frames!r}", "write a list of frame indices")
+    if metadata.get("clip") is not None:
+        ((start, end),) = row.spans("clip", [metadata["clip"]])
+        if start == end:
+            raise row.error(f"`clip` in `metadata` is {[start, end]}, which is no time", "write [start, end] seconds")
+    if metadata.get("frames_fps") is not None and Row(row.place, metadata).number("frames_fps") <= 0:
+        raise row.error(f"`frames_fps` in `metadata` is {metadata['frames_fps']!r}", "write frames per second")
+    return metadata

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from appo.prompts import INSTRUCTION, build_messages
+from appo.prompts import INSTRUCTIONS, build_messages
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000  # rows that exist as Python objects at the same time
 
 
-def rows_of(questions: Iterable[VideoQA], instruction: str = INSTRUCTION) -> Dataset:
+def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, response_format: str = "answer") -> Dataset:
     """Questions as training rows: the prompt and what reward functions and records need.
 
     The table is written to a temporary file and mapped, so that its size is no memory of the process.
 
-    Columns: ``prompt`` (messages), ``answer``, ``kind``, ``options``, ``id``, ``question``, ``spans``, ``event_frames``
-    (null where the dataset does not know them) and ``metadata`` (as JSON text: datasets differ in what they say).
+    Columns: ``prompt`` (messages), ``answer``, ``kind``, ``options``, ``response_format``, ``id``, ``question``,
+    ``spans``, ``event_frames`` (null where the dataset does not know them) and ``metadata`` (as JSON text: datasets
+    differ in what they say).
+
+    Args:
+        questions: what to ask.
+        instruction: closes every prompt; None: the one that asks for `response_format`.
+        response_format: one of :data:`appo.prompts.FORMATS`; rewards read it.
     """
     from datasets import Dataset, DatasetInfo
 
@@ -34,7 +40,8 @@ def rows_of(questions: Iterable[VideoQA], instruction: str = INSTRUCTION) -> Dat
     descriptor, path = tempfile.mkstemp(suffix=".arrow")
     os.close(descriptor)
     try:
-        _write(path, _batches(questions, instruction), features.arrow_schema)
+        instruction = INSTRUCTIONS[response_format] if instruction is None else instruction
+        _write(path, _batches(questions, instruction, response_format), features.arrow_schema)
         table, digest = _mapped(path)
     finally:
         with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
@@ -64,33 +71,36 @@ def _mapped(path: str) -> tuple[Any, str]:
 def _features() -> Any:
     from datasets import Features, List, Value
 
-    text = Value("string")
-    part = {"type": text, "video": text, "image": text, "text": text}
+    text, number = Value("string"), Value("float64")
+    shown = {"video_start": number, "video_end": number, "raw_fps": number}
+    part = {"type": text, "video": text, "image": text, "text": text, **shown}
     return Features({
         "prompt": List({"role": text, "content": List(part)}),
         "answer": text,
         "kind": text,
         "options": List(text),
+        "response_format": text,
         "id": text,
         "question": text,
-        "spans": List(List(Value("float64"))),
+        "spans": List(List(number)),
         "event_frames": List(Value("int64")),
         "metadata": text,
     })  # fmt: skip
 
 
-def _batches(questions: Iterable[VideoQA], instruction: str) -> Iterator[list[dict[str, Any]]]:
-    rows = (_row(question, instruction) for question in questions)
+def _batches(questions: Iterable[VideoQA], instruction: str, response_format: str) -> Iterator[list[dict[str, Any]]]:
+    rows = (_row(question, instruction, response_format) for question in questions)
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         yield batch
 
 
-def _row(question: VideoQA, instruction: str) -> dict[str, Any]:
+def _row(question: VideoQA, instruction: str, response_format: str) -> dict[str, Any]:
     return {
         "prompt": build_messages(question, instruction=instruction),
         "answer": question.answer,
         "kind": question.kind,
         "options": list(question.options),
+        "response_format": response_format,
         "id": question.id,
         "question": question.question,
         "spans": [list(span) for span in question.spans],
