@@ -29,6 +29,7 @@ ROOMS = [
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.video", "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
+    "appo.models",
     "appo.config", "appo.trainer",
     "appo.records", "appo.recording", "appo.evaluate", "appo.inspection", "appo.display",
     "appo.spotlight",

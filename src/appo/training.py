@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+from transformers import PrinterCallback
 from trl import TrlParser
 
 from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
+from appo.models import load_model
 from appo.recording import Recorder
 from appo.records import RunFolder
 from appo.rewards import reward_functions
@@ -90,7 +91,11 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
     tiny = script.model == SPOTLIGHT
     rows = _rows(script, "" if tiny else None, folder, config.seed)
-    model, processor = load_model(policy_path() if tiny else script.model, config)
+    model, processor = load_model(
+        policy_path() if tiny else script.model,
+        trust_remote_code=config.trust_remote_code,
+        **(config.model_init_kwargs or {}),
+    )
     trainer = make_trainer(model, processor, rows, config, folder, script.rewards)
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
@@ -110,14 +115,6 @@ def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed:
             "`videos` and `split` are about a dataset's files: set `annotations` as well, or leave them out"
         )
     return rows_of(generate(folder.path / "clips", script.level, script.clips, seed), instruction)
-
-
-def load_model(source: str | Path, config: APPOConfig) -> tuple[Any, Any]:
-    """Model (float32 master weights, as TRL trains them) and processor; no remote code unless the config says so."""
-    kwargs = {"dtype": "float32", **(config.model_init_kwargs or {})}
-    model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=config.trust_remote_code, **kwargs)
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=config.trust_remote_code, padding_side="left")
-    return model, processor
 
 
 def make_trainer(
