@@ -22,7 +22,7 @@ from appo.data.seed_bench_r1 import draw_options
 from appo.data.table import ROWS_AT_ONCE, rows_of
 from appo.prompts import INSTRUCTIONS, lettered
 from appo.rewards import accuracy_reward, score_answer
-from appo.rollout import VideoCache, encode_prompt, video_paths
+from appo.rollout import VideoCache, encode_prompt, video_sources
 from appo.spotlight import build_policy, generate
 from appo.spotlight.processor import SPECIAL
 from appo.types import VideoQA
@@ -117,7 +117,8 @@ def test_the_prompt_reaches_the_model_as_it_was_written(tmp_path, case: Case, pr
     questions = list(read(case.name, annotations, videos, case.split))
     cache = VideoCache(processor.video_processor, FrameSampling(2.0, 16, 4))
     for question, row in zip(questions, load(case.name, annotations, videos, case.split), strict=True):
-        inputs = encode_prompt(processor, row["prompt"], [cache.read(path) for path in video_paths(row["prompt"])])
+        videos = [cache.read(source) for source in video_sources(row["prompt"])]
+        inputs = encode_prompt(processor, row["prompt"], videos)
         text = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
         asked = "\n".join([question.question, *lettered(question.options), INSTRUCTIONS[row["response_format"]]])
         assert text == f"user {asked}\nassistant\n"

@@ -16,13 +16,13 @@ from appo.rollout import (
     generate,
     has_video,
     respond,
-    video_paths,
+    video_sources,
     vision_token_ids,
     without_pixels,
 )
 from appo.scoring import score_group
 from appo.spotlight import build_policy
-from appo.video import FrameSampling, MissingVideoError
+from appo.video import FrameSampling, MissingVideoError, VideoSource
 from runs import clips
 from tiny import ARCHITECTURES, PromptShape, random_prompt, tiny_model
 
@@ -42,7 +42,7 @@ def questions(tmp_path_factory):
 def encode(processor, question):
     cache = VideoCache(processor.video_processor, SAMPLING)
     messages = build_messages(question, instruction="")
-    return encode_prompt(processor, messages, [cache.read(path) for path in video_paths(messages)])
+    return encode_prompt(processor, messages, [cache.read(source) for source in video_sources(messages)])
 
 
 def test_null_fields_of_a_table_do_not_add_videos(policy, questions):
@@ -53,7 +53,7 @@ def test_null_fields_of_a_table_do_not_add_videos(policy, questions):
     assert any(None in part.values() for part in through_arrow[0]["content"]), "nothing to clean, proves nothing"
     assert clean_messages(through_arrow) == messages
     cache = VideoCache(processor.video_processor, SAMPLING)
-    video = cache.read(questions[0].video)
+    video = cache.read(VideoSource(questions[0].video))
     one = encode_prompt(processor, through_arrow, [video])
     assert torch.equal(one["input_ids"], encode_prompt(processor, messages, [video])["input_ids"])
 
@@ -62,7 +62,7 @@ def test_prompt_equals_the_processors_own_chat_template_path(policy, questions):
     """Oracle: transformers' apply_chat_template(tokenize=True) on the same frames and metadata."""
     _, processor = policy
     question = questions[0]
-    video = VideoCache(processor.video_processor, SAMPLING).read(question.video)
+    video = VideoCache(processor.video_processor, SAMPLING).read(VideoSource(question.video))
     conversation = [{
         "role": "user",
         "content": [{"type": "video", "video": video.frames_THWC}, {"type": "text", "text": question.question}],
@@ -91,13 +91,13 @@ def test_a_file_is_decoded_once_and_its_times_outlive_the_pixels(policy, questio
     _, processor = policy
     cache = VideoCache(processor.video_processor, SAMPLING)
     messages = build_messages(questions[0], instruction="")
-    assert cache.read(questions[0].video) is cache.read(questions[0].video)
-    cache.read(questions[1].video)
+    assert cache.read(VideoSource(questions[0].video)) is cache.read(VideoSource(questions[0].video))
+    cache.read(VideoSource(questions[1].video))
     assert cache.decoded == 2
     cache.clear()
     assert cache.timestamps(messages) == tuple(second + 0.25 for second in range(8))
     with pytest.raises(MissingVideoError, match=r"nowhere\.mp4"):
-        cache.read("nowhere.mp4")
+        cache.read(VideoSource("nowhere.mp4"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from appo.rollout import (
     encode_prompt,
     message_parts,
     to_device,
-    video_paths,
+    video_sources,
 )
 from appo.stopwatch import Stopwatch
 
@@ -34,7 +34,7 @@ class PromptEncoder:
         autocast: the precision the model runs in.
         watch: measures the part ``vision``.
         template_kwargs: for the chat template.
-        features: vision features of this rollout, by the videos and images they are of.
+        features: vision features of this rollout, by the parts of messages (videos, clips, images) they are of.
     """
 
     processor: Any
@@ -52,7 +52,7 @@ class PromptEncoder:
             appo.video.VideoError: a file cannot be decoded.
             ValueError: the model would see two frames at one time.
         """
-        videos = [self.videos.read(path) for path in video_paths(messages)]
+        videos = [self.videos.read(source) for source in video_sources(messages)]
         inputs = encode_prompt(self.processor, messages, videos, **self.template_kwargs)
         if videos:
             check_time(base, inputs)

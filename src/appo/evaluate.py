@@ -9,7 +9,7 @@ from typing import Any
 
 from appo.prompts import INSTRUCTION, build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_paths
+from appo.rollout import VideoCache, encode_prompt, generate, video_sources
 from appo.types import VideoQA
 from appo.video import FrameSampling
 
@@ -70,7 +70,7 @@ def predict(
         prompts = []
         for question in batch:
             messages = build_messages(question, instruction=instruction)
-            prompts.append(encode_prompt(processor, messages, [videos.read(p) for p in video_paths(messages)]))
+            prompts.append(encode_prompt(processor, messages, [videos.read(s) for s in video_sources(messages)]))
         groups = generate(model, processor, prompts, max_new_tokens=max_new_tokens, temperature=0.0)
         texts = processor.batch_decode([group[0] for group in groups], skip_special_tokens=True)
         for question, text in zip(batch, texts, strict=True):

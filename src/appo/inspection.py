@@ -14,7 +14,7 @@ from appo.prompts import INSTRUCTION, build_messages
 from appo.recording import group_record
 from appo.records import RolloutRecord
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_paths
+from appo.rollout import VideoCache, encode_prompt, generate, video_sources
 from appo.scoring import score_group
 from appo.types import VideoQA
 from appo.video import FrameSampling
@@ -51,7 +51,7 @@ def inspect_question(
     """
     videos = VideoCache(processor.video_processor, sampling)
     messages = build_messages(question, instruction=instruction)
-    prompt = encode_prompt(processor, messages, [videos.read(path) for path in video_paths(messages)])
+    prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
     ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
     texts = processor.batch_decode(ids_G, skip_special_tokens=True)
     rewards_G = torch.tensor([score_answer(t, question.answer, question.kind, question.options) for t in texts])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from appo.packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
 from appo.spans import check_time_advances
-from appo.video import FrameSampling, SampledVideo, lm_frame_timestamps, read_video
+from appo.video import FrameSampling, SampledVideo, VideoSource, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
 # Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
@@ -21,30 +21,30 @@ PromptInputs = dict[str, Any]
 
 
 class VideoCache:
-    """Sampled videos by path, for the length of one rollout: every file is decoded once however often it is asked for.
+    """Sampled videos by what they show, for one rollout: each is decoded once however often it is asked for.
 
     Attributes:
-        decoded: number of files decoded so far.
+        decoded: number of videos (clips of one file count each) decoded so far.
     """
 
     def __init__(self, video_processor: Any, sampling: FrameSampling) -> None:
         self._video_processor = video_processor
         self._sampling = sampling
-        self._videos: dict[str, SampledVideo] = {}
-        self._timestamps: dict[str, tuple[float, ...]] = {}
+        self._videos: dict[VideoSource, SampledVideo] = {}
+        self._timestamps: dict[VideoSource, tuple[float, ...]] = {}
         self.decoded = 0
 
-    def read(self, path: str) -> SampledVideo:
+    def read(self, source: VideoSource) -> SampledVideo:
         """The sampled video, decoded now if it has not been yet. Raises VideoError (typed, one line)."""
-        if path not in self._videos:
-            self._videos[path] = video = read_video(path, self._video_processor, self._sampling)
-            self._timestamps[path] = lm_frame_timestamps(video, self._video_processor.temporal_patch_size)
+        if source not in self._videos:
+            self._videos[source] = video = read_video(source, self._video_processor, self._sampling)
+            self._timestamps[source] = lm_frame_timestamps(video, self._video_processor.temporal_patch_size)
             self.decoded += 1
-        return self._videos[path]
+        return self._videos[source]
 
     def timestamps(self, messages: Messages) -> tuple[float, ...]:
         """Seconds of each frame the language model sees in a conversation whose videos have been read."""
-        return tuple(time for path in video_paths(messages) for time in self._timestamps[path])
+        return tuple(time for source in video_sources(messages) for time in self._timestamps[source])
 
     def clear(self) -> None:
         """Forget the pixels; counts and timestamps stay."""
@@ -66,9 +66,17 @@ def clean_messages(messages: Messages) -> Messages:
     return cleaned
 
 
-def video_paths(messages: Messages) -> list[str]:
-    """Paths of the videos of a conversation, in order."""
-    return [str(part["video"]) for part in message_parts(messages) if part["type"] == "video"]
+def video_sources(messages: Messages) -> list[VideoSource]:
+    """What the videos of a conversation show, in order. Raises VideoError where a part asks for no time.
+
+    A part may say ``video_start`` and ``video_end`` (seconds: a clip) and ``raw_fps`` (frames per second: a folder of
+    pictures), under the names that qwen-vl-utils has for them.
+    """
+    return [
+        VideoSource(str(part["video"]), part.get("video_start"), part.get("video_end"), part.get("raw_fps"))
+        for part in message_parts(messages)
+        if part["type"] == "video"
+    ]
 
 
 def has_video(messages: Any) -> bool:
@@ -99,7 +107,7 @@ def encode_prompt(
     """
     messages = clean_messages(messages)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
-    images = [_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"]
+    images = [open_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"]
     vision: dict[str, Any] = {"images": images} if images else {}
     if videos:
         vision |= {
@@ -114,7 +122,8 @@ def encode_prompt(
 _MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
 
 
-def _image(image: Any) -> Any:
+def open_image(image: Any) -> Any:
+    """An image part's picture: a file is opened, a picture stays as it is."""
     if isinstance(image, str):
         from PIL import Image
 

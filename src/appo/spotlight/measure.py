@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.prompts import build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate
+from appo.rollout import VideoCache, encode_prompt, generate, video_sources
 from appo.spotlight.world import MAX_SECONDS
 from appo.types import VideoQA
 from appo.video import FrameSampling
@@ -36,8 +36,9 @@ def respond(
     for start in range(0, len(questions), batch):
         videos = VideoCache(processor.video_processor, SAMPLING)
         prompts = [
-            encode_prompt(processor, build_messages(question, instruction=""), [videos.read(question.video)])
+            encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
             for question in questions[start : start + batch]
+            for messages in [build_messages(question, instruction="")]
         ]
         sampled = generate(
             model,

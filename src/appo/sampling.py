@@ -1,0 +1,271 @@
+"""What of a video is shown: the nouns, the errors, and which frames the model's own video processor chooses.
+
+Which frames are sampled is decided by the model's own video processor, so its rule is never rewritten here.
+
+Shape suffixes: T sampled frames, H height, W width, C = 3 colours (RGB).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# A stated frame rate is trusted when it explains the frames' own times this well, else the times win.
+RATE_TOLERANCE = 0.01
+
+
+class VideoError(ValueError):
+    """A video cannot be used. The message names the file, what is wrong and the fix, in one line."""
+
+    def __init__(self, path: str, problem: str, fix: str) -> None:
+        super().__init__(path, problem, fix)
+        self.path = path
+
+    def __str__(self) -> str:
+        path, problem, fix = self.args
+        return f"{path}: {problem}; {fix}"
+
+
+class MissingVideoError(VideoError):
+    """There is no readable file at the path, or a folder where a file should be, or a file where a folder should be."""
+
+
+class EmptyVideoError(VideoError):
+    """The file has 0 bytes, or the folder no pictures."""
+
+
+class CorruptVideoError(VideoError):
+    """The file is no video, was cut off, or holds damaged frames; or the folder holds something that is no picture."""
+
+
+class NoVideoStreamError(VideoError):
+    """The file has sound (or a cover picture) only."""
+
+
+class TooFewFramesError(VideoError):
+    """The video, or the clip of it, has fewer frames than the model merges into one of its own."""
+
+
+class ZeroDurationError(VideoError):
+    """All frames are shown at the same time."""
+
+
+class ClipError(VideoError):
+    """The clip is no time of the video: its end is not behind its start, or its start is behind the video's end."""
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """How many frames are taken of a video.
+
+    Attributes:
+        fps: frames per second wanted (the paper: 1 or 2).
+        max_frames: never more than this many (the paper: 16; 100 for grounding).
+        min_frames: at least this many, as far as the video has them.
+    """
+
+    fps: float = 2.0
+    max_frames: int = 16
+    min_frames: int = 4
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be a positive number of frames per second, not {self.fps}")
+        if not 1 <= self.min_frames <= self.max_frames:
+            raise ValueError(
+                f"1 <= min_frames <= max_frames must hold, not min_frames={self.min_frames} and"
+                f" max_frames={self.max_frames}"
+            )
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """What is shown: a video file or a folder of pictures, the whole of it or a clip.
+
+    Attributes:
+        path: the file or folder, also as ``file://`` address.
+        start: seconds since the video's first frame at which the clip starts; None: with the video.
+        end: seconds at which it ends; None, or any time behind the video's end: with the video.
+        frames_fps: frames per second at which the pictures of a folder were taken; None: `path` is a video file.
+
+    Raises:
+        ClipError: the clip is no time.
+        VideoError: `frames_fps` is no rate.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    frames_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        start, end = self.start or 0.0, math.inf if self.end is None else self.end
+        if not (0 <= start < end and math.isfinite(start)):
+            raise ClipError(self.path, f"{self.clip} is no time", "give 0 <= start < end in seconds")
+        if self.frames_fps is not None and not (math.isfinite(self.frames_fps) and self.frames_fps > 0):
+            problem = f"frames_fps is {self.frames_fps}"
+            raise VideoError(self.path, problem, "give the frames per second at which the pictures were taken")
+
+    @property
+    def clip(self) -> str:
+        """What part of the video is shown, in words."""
+        if self.start is None and self.end is None:
+            return "the video"
+        return f"the clip [{self.start or 0:g}, {'the end' if self.end is None else f'{self.end:g}'}] s"
+
+    def __str__(self) -> str:
+        rate = "" if self.frames_fps is None else f", {self.frames_fps:g} pictures per second"
+        return self.path + ("" if self.clip == "the video" else f", {self.clip}") + rate
+
+
+@dataclass(frozen=True)
+class SampledVideo:
+    """The sampled frames of one video, or of a clip as if it were a video of its own.
+
+    Attributes:
+        path: the file or folder, as given.
+        frames_THWC: uint8 (T, H, W, 3), RGB, turned upright.
+        timestamps_T: seconds of each sampled frame since the first frame of the video (of the clip), from the file's
+            own clock.
+        fps: frames per second of the whole video (clip), not of the sample.
+        total_frames: frames of the whole video (clip).
+        frame_indices: which of the video's (clip's) frames were sampled.
+    """
+
+    path: str
+    frames_THWC: npt.NDArray[np.uint8]
+    timestamps_T: tuple[float, ...]
+    fps: float
+    total_frames: int
+    frame_indices: tuple[int, ...]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The ``video_metadata`` entry of this video; pass it together with ``do_sample_frames=False``.
+
+        The fields are those of transformers' ``VideoMetadata``, whose ``sampled_fps`` (frames sampled / all
+        frames * fps) then gives the processor the true ``second_per_grid_ts``.
+        """
+        return {
+            "total_num_frames": self.total_frames,
+            "fps": self.fps,
+            "width": self.frames_THWC.shape[2],
+            "height": self.frames_THWC.shape[1],
+            "duration": self.total_frames / self.fps,
+            "frames_indices": list(self.frame_indices),
+        }
+
+
+def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tuple[float, ...]:
+    """Seconds of each frame as the language model sees it: the mean of the sampled frames merged into it.
+
+    An incomplete last group is filled with its last frame, as the processor does.
+    """
+    times = list(video.timestamps_T)
+    times += times[-1:] * (-len(times) % temporal_patch_size)
+    groups = range(0, len(times), temporal_patch_size)
+    return tuple(math.fsum(times[i : i + temporal_patch_size]) / temporal_patch_size for i in groups)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What is known of a video, or of a clip of it, before any frame is decoded.
+
+    Attributes:
+        times: seconds of each frame since the first frame of the whole video, ascending.
+        last_duration: seconds for which the last frame is shown.
+        stated_fps: the rate the container states; 0: none.
+        origin: time stamp of the whole video's first frame, in ticks of its file.
+        first: which frame of the whole video ``times[0]`` is of.
+    """
+
+    times: Sequence[float]
+    last_duration: float
+    stated_fps: float
+    origin: int = 0
+    first: int = 0
+
+    @property
+    def fps(self) -> float:
+        """Frames per second: as stated, or from the frames' own times where the two disagree («ours»)."""
+        count, stated = len(self.times), self.stated_fps
+        seconds = self.times[-1] - self.times[0] + self.last_duration
+        # Half a frame of slack: containers round times, Matroska to milliseconds.
+        agrees = stated and abs(count / stated - seconds) <= max(0.5 / stated, RATE_TOLERANCE * seconds)
+        return stated if agrees else count / seconds
+
+    def cut(self, source: VideoSource) -> Timeline:
+        """The frames a source shows: those for which the middle of the time they are shown lies within the clip.
+
+        So rounded times and borders lose or add nothing, and clips that follow one another share no frame. A frame
+        that stands for longer than the video's frames do on average counts as one of average length.
+
+        Raises:
+            ClipError: the clip starts behind the end of the video.
+            TooFewFramesError: it has fewer than 2 frames.
+            ZeroDurationError: its frames have all the same time.
+        """
+        durations = [after - before for before, after in pairwise(self.times)] + [self.last_duration]
+        longest = 1 / self.fps
+        middles = [time + min(duration, longest) / 2 for time, duration in zip(self.times, durations, strict=True)]
+        first = 0 if source.start is None else bisect_left(middles, source.start)
+        stop = len(middles) if source.end is None else bisect_left(middles, source.end)
+        if first == len(middles):
+            length = self.times[-1] + self.last_duration
+            raise ClipError(source.path, f"{source.clip} starts behind the video's {length:.2f} s", "correct the clip")
+        if stop - first < 2:
+            count = "one frame" if stop > first else "no frames"
+            raise TooFewFramesError(source.path, f"{source.clip} has {count}", "use at least 2 frames")
+        times = self.times[first:stop]
+        if times[0] == times[-1]:
+            raise ZeroDurationError(source.path, f"all frames of {source.clip} have the same time", "use a longer clip")
+        return Timeline(times, durations[stop - 1], self.stated_fps, self.origin, self.first + first)
+
+
+def typical_duration(times: Sequence[float]) -> float:
+    """Seconds between two frames: how long a last frame is shown whose duration nothing states."""
+    return statistics.median(after - before for before, after in pairwise(times))
+
+
+def choose_frames(
+    source: VideoSource, total_frames: int, fps: float, video_processor: Any, sampling: FrameSampling
+) -> tuple[int, ...]:
+    """Ask the processor's own rule which of a video's (clip's) frames to take, ascending.
+
+    Raises:
+        TooFewFramesError: there are fewer frames than the model merges into one.
+        ValueError: `sampling` does not fit the processor.
+    """
+    from transformers.video_utils import VideoMetadata
+
+    merged = getattr(video_processor, "temporal_patch_size", None) or 1
+    if total_frames < merged:
+        problem = f"{source.clip} has {total_frames} frames, the model merges {merged} into one"
+        raise TooFewFramesError(source.path, problem, "use a longer clip")
+    if sampling.min_frames < merged:
+        raise ValueError(f"min_frames={sampling.min_frames} must be at least temporal_patch_size={merged}")
+    # Some processors take the bounds as arguments, others read their own attributes: set both, on a copy.
+    chooser = copy.copy(video_processor)
+    chooser.num_frames, chooser.fps = None, sampling.fps
+    bounds = {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
+    for name, value in bounds.items():
+        setattr(chooser, name, value)
+    metadata = VideoMetadata(total_num_frames=total_frames, fps=fps)
+    chosen = chooser.sample_frames(metadata=metadata, fps=sampling.fps, **bounds)
+    # Rounding makes the rule of Qwen2-VL add an index past the end at some lengths, e.g. 126 of 1165 frames.
+    frame_indices = tuple(int(i) for i in chosen if int(i) < total_frames)
+    if not 0 < len(frame_indices) <= sampling.max_frames:
+        raise ValueError(
+            f"{type(video_processor).__name__} sampled {len(frame_indices)} frames of {source.path} though"
+            f" max_frames={sampling.max_frames}; use a processor that heeds it"
+        )
+    return frame_indices
