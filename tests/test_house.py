@@ -31,6 +31,7 @@ ROOMS = [
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.models",
+    "appo.checkpoints", "appo.resuming",
     "appo.config", "appo.trainer",
     "appo.records", "appo.recording", "appo.evaluate", "appo.inspection", "appo.display",
     "appo.spotlight",

@@ -6,7 +6,7 @@ Shape suffixes: G responses of a group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,22 +71,38 @@ def resample(
 class FreshRows:
     """An endless, shuffled stream of dataset rows for dynamic sampling, apart from the trainer's own sampler.
 
-    Each process draws its own rows; the same seed draws the same rows.
+    Each process draws its own rows; the same seed draws the same rows, and so does the same `state`.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self._dataset = dataset
         self._generator = torch.Generator().manual_seed(seed)
-        self._stream = self._rows()
+        self.restore({"generator": self._generator.get_state(), "drawn": 0})
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands: ``generator`` as it was before this pass over the rows, rows ``drawn`` since."""
+        return {"generator": self._before, "drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` was taken."""
+        self._generator.set_state(state["generator"])
+        self._before, self._drawn = state["generator"], state["drawn"]
+        self._stream = self._rows(skip=self._drawn)
+
+    def _rows(self, skip: int) -> Iterator[dict[str, Any]]:
         while True:
-            if hasattr(self._dataset, "__len__"):
-                for index in torch.randperm(len(self._dataset), generator=self._generator).tolist():
-                    yield dict(self._dataset[index])
-            else:
-                seed = int(torch.randint(2**31, (), generator=self._generator))
-                yield from map(dict, self._dataset.shuffle(seed=seed))
+            self._before, self._drawn = self._generator.get_state(), skip
+            for row in self._one_pass(skip):
+                self._drawn += 1
+                yield row
+            skip = 0
+
+    def _one_pass(self, skip: int) -> Iterator[dict[str, Any]]:
+        if hasattr(self._dataset, "__len__"):
+            order = torch.randperm(len(self._dataset), generator=self._generator).tolist()
+            return (dict(self._dataset[index]) for index in order[skip:])
+        seed = int(torch.randint(2**31, (), generator=self._generator))
+        return map(dict, itertools.islice(self._dataset.shuffle(seed=seed), skip, None))
 
     def draw(self, count: int, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
         """The next ``count`` rows that are to be kept; there must be some."""

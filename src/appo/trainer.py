@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
@@ -24,6 +23,7 @@ from appo.encoding import PromptEncoder
 from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
 from appo.packing import unwrap
 from appo.resampling import FreshRows, is_flat, resample
+from appo.resuming import ResumableTrainer
 from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
 from appo.scoring import score_group
 from appo.sight import assert_sight
@@ -33,7 +33,7 @@ from appo.video import FrameSampling
 from appo.weighing import weigh
 
 
-class APPOTrainer(GRPOTrainer):
+class APPOTrainer(ResumableTrainer):
     """Train a video language model with GRPO, DAPO or APPO; constructor and datasets are those of ``GRPOTrainer``.
 
     Rows hold a ``prompt`` column of messages with ``{"type": "video", "video": path}`` parts, plus the columns the
@@ -72,6 +72,7 @@ class APPOTrainer(GRPOTrainer):
         self.on_rollout: Any = None
         self.watch = Stopwatch(STEP_PARTS)
         self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
+        self.keep("fresh rows", self._fresh.state, self._fresh.restore)
         sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
         self.encoder = PromptEncoder(
             self.processing_class,
