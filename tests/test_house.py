@@ -30,15 +30,17 @@ ROOMS = [
     "appo.sampling", "appo.decoding", "appo.frame_folders", "appo.video",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
+    "appo.sharding",
     "appo.models",
     "appo.checkpoints", "appo.resuming",
     "appo.config", "appo.trainer",
-    "appo.records", "appo.recording", "appo.evaluate", "appo.inspection", "appo.display",
+    "appo.records", "appo.recording", "appo.predictions", "appo.evaluate", "appo.inspection",
+    "appo.display", "appo.scoreboard",
     "appo.spotlight",
     "appo.spotlight.world", "appo.spotlight.drawing", "appo.spotlight.clips", "appo.spotlight.dataset",
     "appo.spotlight.teacher", "appo.spotlight.processor", "appo.spotlight.policy",
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
-    "appo.training", "appo.demo", "appo.cli",
+    "appo.adapters", "appo.sft", "appo.script", "appo.training", "appo.demo", "appo.cli",
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+_CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
+_WHOLE, _PIECE, _PIECES = 1 << 24, 1 << 16, 64  # bytes: files up to 16 MB are read whole, of larger ones 64 pieces
 # What tells a processor of pictures and text from a mere tokenizer, which an adapter's folder may hold alone.
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -44,6 +48,40 @@ def load_model(
     own = any(_has_file(source, name) for name in _PROCESSOR_FILES)
     place = (source, None) if own else (base, revision)
     return model, AutoProcessor.from_pretrained(place[0], revision=place[1], padding_side="left", **settings)
+
+
+def fingerprint(source: str | os.PathLike[str]) -> str:
+    """Which checkpoint this is: of a folder a digest of its files, of a hub id the commit; of an adapter both models'.
+
+    Of large files 64 pieces spread over the whole are read: training changes all weights, and nobody waits for
+    gigabytes.
+
+    Raises:
+        OSError: there is no such checkpoint.
+    """
+    source = os.fspath(source)
+    base = "" if find_adapter_config_file(source) is None else f" on {fingerprint(_base_of(source)[0])}"
+    if not Path(source).is_dir():
+        file = cached_file(source, "adapter_config.json" if base else "config.json")
+        return f"commit {Path(str(file)).parent.name}{base}"
+    digest = hashlib.sha256()
+    for file in sorted(Path(source).iterdir()):
+        if file.is_file() and file.suffix in _CHECKPOINT_FILES:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            for piece in _pieces(file):
+                digest.update(piece)
+    return f"files {digest.hexdigest()[:16]}{base}"
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        if size <= _WHOLE:
+            yield handle.read()
+            return
+        for piece in range(_PIECES):
+            handle.seek((size - _PIECE) * piece // (_PIECES - 1))
+            yield handle.read(_PIECE)
 
 
 def _base_of(adapter: str) -> tuple[str, str | None]:
