@@ -1,0 +1,118 @@
+"""How sure a score is: intervals of shares and means, tests of differences between two models, pass@k.
+
+Questions are the independent units everywhere; what is drawn, tested or resampled is a question, never a response.
+
+Shape suffixes: Q questions, R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+_DRAWN_AT_ONCE = 1 << 22  # indices: 16 MB
+
+
+def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % confidence interval of a share of ``n`` independent trials (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    cells: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,), *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval (Efron 1979) of a weighted sum of means, each resampled within its own questions.
+
+    The same for every order of the values. It has no width where the values of each cell are all equal, and is too
+    narrow for a handful of questions.
+
+    Args:
+        cells: the values of each mean, one a question; a plain mean is one cell.
+        weights: what each mean counts.
+        resamples: how often the questions are drawn anew.
+        seed: of the random generator.
+
+    Raises:
+        ValueError: no cell, a cell without values, or not one weight a cell.
+    """
+    if len(cells) != len(weights) or not cells or not all(map(len, cells)):
+        raise ValueError(f"{len(cells)} cells, {len(weights)} weights: give each cell a weight and at least one value")
+    rng = np.random.default_rng(seed)
+    total_R = np.zeros(resamples)
+    for values, weight in zip(cells, weights, strict=True):
+        total_R += weight * _resampled_means(np.sort(np.asarray(values, dtype=np.float64)), resamples, rng)
+    low, high = np.quantile(total_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled_means(values_Q: NDArray[np.float64], resamples: int, rng: Any) -> NDArray[np.float64]:
+    """(R,) means of Q values drawn with replacement; a few resamples at once, so that memory stays bounded."""
+    n = len(values_Q)
+    rows = max(1, _DRAWN_AT_ONCE // n)
+    sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]
+    means = [values_Q[rng.integers(n, size=(size, n), dtype=np.int32)].mean(axis=1) for size in sizes]
+    return np.concatenate(means)
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much better the second model answers the same questions: mean difference, and its 95 % interval.
+
+    Args:
+        first: one score a question.
+        second: the other model's, in the same order.
+        resamples: see `bootstrap_interval`.
+        seed: see `bootstrap_interval`.
+
+    Returns:
+        ``(mean of second - first, low, high)``; questions are resampled as pairs.
+
+    Raises:
+        ValueError: not one score a question from both, or no question.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} scores: give both models' scores of the same questions")
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    return math.fsum(differences) / len(differences), *bootstrap_interval([differences], resamples=resamples, seed=seed)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+
+    Questions that both or neither answer say nothing. What remains would fall on either side like a fair coin:
+    twice the smaller tail, at most 1.
+
+    Args:
+        only_first: questions that only the first model answers.
+        only_second: questions that only the second answers.
+    """
+    n, least = only_first + only_second, min(only_first, only_second)
+    tail = term = 1.0  # the tail in units of its largest term: sum of C(n, k) / C(n, least) over k <= least
+    for k in range(least, 0, -1):
+        term *= k / (n - k + 1)
+        tail += term
+    return min(1.0, 2 * tail * (math.comb(n, least) / 2**n))  # integers divide exactly, however large
+
+
+def pass_at_k(right: int, samples: int, k: int) -> float:
+    """Unbiased estimate that at least one of ``k`` responses is right (Chen et al. 2021, eq. 1).
+
+    Args:
+        right: how many of the responses are right.
+        samples: how many there are.
+        k: how many may be tried, at most ``samples``.
+
+    Raises:
+        ValueError: not ``1 <= k <= samples`` or not ``0 <= right <= samples``.
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError(f"pass@{k} of {right} right among {samples}: k must be 1 to {samples}, right 0 to {samples}")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
