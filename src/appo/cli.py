@@ -14,8 +14,9 @@ EXAMPLES = {
     "appo": "example:\n  appo demo\n  appo train --config recipes/spotlight.yaml",
     "demo": "example:\n  appo demo --method dapo --steps 40 --seed 3 --output runs/dapo-3",
     "train": (
-        "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n\n"
-        "Every field of appo.APPOConfig (which has all of TRL's GRPOConfig) and of appo.training.TrainScript is a\n"
+        "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
+        "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n\n"
+        "Every field of appo.APPOConfig (which has all of TRL's GRPOConfig) and of appo.script.TrainScript is a\n"
         "setting of the file and a flag; a flag wins over the file."
     ),
 }
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, help="run folder, new or empty (default: runs/demo-TIME)")
     train = described(commands.add_parser("train", help="train from a configuration", allow_abbrev=False), "train")
     train.add_argument("--config", help="YAML file of settings")
+    train.add_argument("--tiny", action="store_true", help="dry run: two steps of the tiny policy on generated clips")
     return parser
 
 
@@ -81,14 +83,15 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from rich.console import Console
 
-    from appo.training import parse, train
+    from appo.script import parse
+    from appo.training import train
 
     _quiet_bars()
     if arguments.config is None and not rest:
         raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
     config = [] if arguments.config is None else ["--config", arguments.config]
     console = Console()
-    folder = train(*parse([*config, *rest]), console)
+    folder = train(*parse([*config, *rest], tiny=arguments.tiny), console)
     console.print(f"run folder: {folder}", highlight=False)
     return 0
 

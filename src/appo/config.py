@@ -5,12 +5,13 @@ Papers: APPO (arXiv 2602.23823), DAPO (arXiv 2503.14476), GRPO (DeepSeekMath, ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
-METHODS = ("grpo", "dapo", "appo")
+METHODS = ("grpo", "dapo", "appo", "sft")
 
 # What each method prescribes for settings the user has left at None.
 _GRPO: dict[str, Any] = {
@@ -29,7 +30,8 @@ _DAPO: dict[str, Any] = {
     "max_resampling_rounds": 2,  # DAPO sec. 3.2 resamples until the batch is full; bounded here (ours)
     "overlong_cache": None,  # DAPO sec. 3.4 and 4.1: a fifth of the longest response, see _overlong_cache
 }
-PRESETS: dict[str, dict[str, Any]] = {"grpo": _GRPO, "dapo": _DAPO, "appo": _DAPO}
+# The supervised baseline has none of these; they are filled in so that one file is checked alike for every method.
+PRESETS: dict[str, dict[str, Any]] = {"grpo": _GRPO, "dapo": _DAPO, "appo": _DAPO, "sft": _GRPO}
 
 
 @dataclass
@@ -45,7 +47,10 @@ class APPOConfig(GRPOConfig):
 
     method: str = field(
         default="appo",
-        metadata={"help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights."},
+        metadata={
+            "help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights. sft: the "
+            "supervised baseline on the same rows (appo train only)."
+        },
     )
     strategy: str = field(
         default="soft",
@@ -202,3 +207,23 @@ class APPOConfig(GRPOConfig):
                     f"per_device_eval_batch_size ({self.per_device_eval_batch_size}) must be a multiple of "
                     f"num_generations_eval ({generations}): a group of responses stays in one batch"
                 )
+
+
+def arguments_of(model: Any, args: Any, kwargs: Mapping[str, Any]) -> APPOConfig:
+    """The settings a trainer was given, or the defaults for its model.
+
+    Raises:
+        TypeError: they are of another class.
+        ValueError: an argument of ``GRPOTrainer`` that answers about videos cannot have.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = APPOConfig(f"{name.split('/')[-1]}-APPO")
+    if not isinstance(args, APPOConfig):
+        raise TypeError(f"args must be an appo.APPOConfig, got {type(args).__name__}: it has the method's settings")
+    if args.method == "sft":
+        raise ValueError("APPOTrainer samples, method sft does not: use appo.sft.make_sft_trainer, or appo train")
+    for name in ("tools", "environment_factory", "rollout_func"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is not supported: APPOTrainer trains single-turn answers about videos")
+    return args

@@ -23,6 +23,7 @@ PICTURE_WIDTH = 120
 SHOWN = {
     "resampling/first_round_reward": "reward",
     "rewards/accuracy_reward/mean": "accuracy",
+    "mean_token_accuracy": "token accuracy",
     "entropy": "entropy",
     "appo/mean_weight": "weight",
     "step_time": "s/step",

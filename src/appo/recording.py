@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from appo.groups import Sample, ScoredGroup
 from appo.records import ResponseRecord, RolloutRecord, RunFolder
@@ -17,26 +17,33 @@ if TYPE_CHECKING:
     from appo.trainer import APPOTrainer
 
 
-class Recorder(TrainerCallback):
-    """Writes metrics.jsonl and rollouts.jsonl of a run while it trains."""
+class MetricsRecorder(TrainerCallback):
+    """Writes metrics.jsonl of a run while it trains."""
 
-    def __init__(self, folder: RunFolder, trainer: APPOTrainer) -> None:
+    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
         self._folder = folder
-        self._tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        self._reward_names = list(trainer.reward_func_names)
-        self._groups = trainer.args.rollouts_per_step
-        trainer.on_rollout = self.on_rollout
         trainer.add_callback(self)
-
-    def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Record the first groups of a rollout."""
-        for group in groups[: self._groups]:
-            self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what TRL logs, on the main process only."""
         if logs and state.is_world_process_zero:
             self._folder.append_metrics({"step": state.global_step, **logs})
+
+
+class Recorder(MetricsRecorder):
+    """Writes metrics.jsonl and rollouts.jsonl of a run while it trains."""
+
+    def __init__(self, folder: RunFolder, trainer: APPOTrainer) -> None:
+        super().__init__(folder, trainer)
+        self._tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        self._reward_names = list(trainer.reward_func_names)
+        self._groups = trainer.args.rollouts_per_step
+        trainer.on_rollout = self.on_rollout
+
+    def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """Record the first groups of a rollout."""
+        for group in groups[: self._groups]:
+            self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names))
 
 
 def group_record(step: int, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str]) -> RolloutRecord:

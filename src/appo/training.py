@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
-from trl import TrlParser
 
+from appo.adapters import adapter_config, loading_settings
 from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
@@ -19,67 +20,10 @@ from appo.models import load_model
 from appo.recording import Recorder
 from appo.records import RunFolder
 from appo.rewards import reward_functions
+from appo.script import PAPER_REWARDS, SPOTLIGHT, TrainScript
+from appo.sft import VideoSFTTrainer, make_sft_trainer
 from appo.spotlight import generate, policy_path
 from appo.trainer import APPOTrainer
-
-SPOTLIGHT = "spotlight"
-PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # APPO sec. 4
-
-
-@dataclass
-class TrainScript:
-    """What to train on what; everything else is a setting of :class:`appo.APPOConfig`."""
-
-    model: str = field(
-        default=SPOTLIGHT,
-        metadata={"help": "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy."},
-    )
-    dataset: str = field(
-        default=SPOTLIGHT,
-        metadata={"help": "A name of appo.data.DATASETS; 'jsonl': your own questions (docs/data.md)."},
-    )
-    annotations: str | None = field(
-        default=None,
-        metadata={"help": "Annotation file or folder; none (spotlight only): clips are made in output_dir/clips."},
-    )
-    videos: str | None = field(
-        default=None,
-        metadata={"help": "Folder that the annotations' video paths start from; default: where the annotations lie."},
-    )
-    split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
-    rewards: list[str] = field(
-        default_factory=lambda: list(PAPER_REWARDS),
-        metadata={"help": "accuracy, format, temporal_iou, or your own as module:function; weights: reward_weights."},
-    )
-    level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
-    clips: int = field(default=256, metadata={"help": "How many clips to generate."})
-    response_format: str | None = field(
-        default=None,
-        metadata={"help": "answer or grounded (with the time); default: what the dataset's official score needs."},
-    )
-    instruction: str | None = field(
-        default=None,
-        metadata={"help": "Appended to every question; default: asks for the format, nothing for the tiny policy."},
-    )
-
-
-class OneLineParser(TrlParser):
-    """TRL's parser (flags = YAML = dataclass) whose errors are one line, not two hundred lines of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError instead of printing the usage."""
-        raise ValueError(f"{message}; `appo train --help` shows an example")
-
-
-def parse(arguments: Sequence[str]) -> tuple[TrainScript, APPOConfig]:
-    """Settings from ``--config FILE`` and flags; a flag wins over the file.
-
-    Raises:
-        ValueError: an unknown or impossible setting, named.
-        OSError: the file cannot be read.
-    """
-    script, config = OneLineParser((TrainScript, APPOConfig)).parse_args_and_config(list(arguments))
-    return script, config
 
 
 def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
@@ -88,23 +32,36 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     Raises:
         ValueError, appo.records.RecordError, appo.video.VideoError, appo.sight.BlindPolicyError: one line each.
     """
+    peft_config = adapter_config(script)
     folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
     tiny = script.model == SPOTLIGHT
     rows = _rows(script, "" if tiny else None, folder, config.seed)
     model, processor = load_model(
         policy_path() if tiny else script.model,
         trust_remote_code=config.trust_remote_code,
+        **loading_settings(script),
         **(config.model_init_kwargs or {}),
     )
-    trainer = make_trainer(model, processor, rows, config, folder, script.rewards)
+    set_pixels(processor, script)
+    trainer: APPOTrainer | VideoSFTTrainer
+    if config.method == "sft":
+        trainer = make_sft_trainer(
+            model, processor, rows, config, folder, reasoning=script.sft_reasoning, peft_config=peft_config
+        )
+    else:
+        trainer = make_trainer(model, processor, rows, config, folder, script.rewards, peft_config)
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
     return folder.path
 
 
 def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
-    """The dataset that the settings name, or freshly generated clips of the embedded world."""
+    """The rows that the settings name, or questions about freshly generated clips of the embedded world."""
     instruction = instruction if script.instruction is None else script.instruction
+    return subset(_all_rows(script, instruction, folder, seed), script.limit, script.limit_seed)
+
+
+def _all_rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
     if script.annotations is not None:
         where = (script.annotations, script.videos, script.split)
         return load(script.dataset, *where, response_format=script.response_format, instruction=instruction)
@@ -114,7 +71,42 @@ def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed:
         raise ValueError(
             "`videos` and `split` are about a dataset's files: set `annotations` as well, or leave them out"
         )
-    return rows_of(generate(folder.path / "clips", script.level, script.clips, seed), instruction)
+    clips = generate(folder.path / "clips", script.level, script.clips, seed)
+    return rows_of(clips, instruction, script.response_format or "answer")
+
+
+def subset(rows: Dataset, limit: int | None, seed: int) -> Dataset:
+    """`limit` rows drawn without replacement, in the order of the file; all of them if it is None.
+
+    Raises:
+        ValueError: there are not as many, or it asks for none.
+    """
+    if limit is None:
+        return rows
+    if not 1 <= limit <= len(rows):
+        raise ValueError(f"limit is {limit}, but there are {len(rows)} rows: choose from 1 to {len(rows)}")
+    return rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+
+
+def set_pixels(processor: Any, script: TrainScript) -> None:
+    """Have the processor scale frames and pictures as the settings say; it is saved with the policy, and does so there.
+
+    Raises:
+        ValueError: the fewest pixels are more than the most.
+    """
+    video, image = processor.video_processor, processor.image_processor
+    _set_size(video, script.video_min_pixels, script.video_max_pixels, "video")
+    _set_size(image, None, script.image_max_pixels, "image")
+
+
+def _set_size(processor: Any, least: int | None, most: int | None, name: str) -> None:
+    if least is None and most is None:
+        return
+    least = processor.size["shortest_edge"] if least is None else least
+    most = processor.size["longest_edge"] if most is None else most
+    if least > most:
+        raise ValueError(f"{name}_max_pixels ({most}) is less than {name}_min_pixels ({least}): set both")
+    processor.size = type(processor.size)(shortest_edge=least, longest_edge=most)
 
 
 def make_trainer(
@@ -124,18 +116,21 @@ def make_trainer(
     config: APPOConfig,
     folder: RunFolder,
     rewards: Sequence[str] = tuple(PAPER_REWARDS),
+    peft_config: Any = None,
 ) -> APPOTrainer:
     """A trainer with these rewards (the paper's two, with its weights, unless told otherwise) that records its run."""
     functions = reward_functions(rewards)
     if config.reward_weights is None and list(rewards) == list(PAPER_REWARDS):
         config.reward_weights = list(PAPER_REWARDS.values())
-    trainer = APPOTrainer(model, functions, config, train_dataset=rows, processing_class=processor)
+    trainer = APPOTrainer(
+        model, functions, config, train_dataset=rows, processing_class=processor, peft_config=peft_config
+    )
     trainer.remove_callback(PrinterCallback)
     Recorder(folder, trainer)
     return trainer
 
 
-def fit(trainer: APPOTrainer, console: Console) -> None:
+def fit(trainer: APPOTrainer | VideoSFTTrainer, console: Console) -> None:
     """Train under a progress bar, which is taken down however training ends."""
     bar = TrainingBar(console)
     trainer.add_callback(bar)

@@ -1,0 +1,124 @@
+"""The settings of `appo train`: from a YAML file, flags, or both; and --tiny, a dry run of any file on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from trl import TrlParser
+
+from appo.adapters import AdapterSettings
+from appo.config import APPOConfig
+from appo.data import OFFICIAL_FORMATS
+
+SPOTLIGHT = "spotlight"
+PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # APPO sec. 4
+
+
+# What --tiny has in the place of a file's settings: two real steps of a few short responses on one core.
+_TINY = {
+    "max_steps": "2", "num_generations": "2", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
+    "max_completion_length": "16", "logging_steps": "1", "save_strategy": "no", "report_to": "none", "use_cpu": "true",
+    "bf16": "false", "use_vllm": "false", "optim": "adamw_torch", "model_init_kwargs": "{}", "disable_tqdm": "true",
+}  # fmt: skip
+_REPLACED: dict[str, Any] = {
+    "model": SPOTLIGHT, "dataset": SPOTLIGHT, "annotations": None, "videos": None, "split": None, "clips": 8,
+    "video_min_pixels": None, "video_max_pixels": None, "image_max_pixels": None,
+    "load_in_4bit": False, "load_in_8bit": False,
+}  # fmt: skip
+
+
+@dataclass
+class TrainScript(AdapterSettings):
+    """What to train on what; everything else is a setting of :class:`appo.APPOConfig`."""
+
+    model: str = field(
+        default=SPOTLIGHT,
+        metadata={"help": "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy."},
+    )
+    dataset: str = field(
+        default=SPOTLIGHT,
+        metadata={"help": "A name of appo.data.DATASETS; 'jsonl': your own questions (docs/data.md)."},
+    )
+    annotations: str | None = field(
+        default=None,
+        metadata={"help": "Annotation file or folder; none (spotlight only): clips are made in output_dir/clips."},
+    )
+    videos: str | None = field(
+        default=None,
+        metadata={"help": "Folder that the annotations' video paths start from; default: where the annotations lie."},
+    )
+    split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
+    rewards: list[str] = field(
+        default_factory=lambda: list(PAPER_REWARDS),
+        metadata={"help": "accuracy, format, temporal_iou, or your own as module:function; weights: reward_weights."},
+    )
+    level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
+    clips: int = field(default=256, metadata={"help": "How many clips to generate."})
+    response_format: str | None = field(
+        default=None,
+        metadata={"help": "answer or grounded (with the time); default: what the dataset's official score needs."},
+    )
+    instruction: str | None = field(
+        default=None,
+        metadata={"help": "Appended to every question; default: asks for the format, nothing for the tiny policy."},
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Train on this many rows only, drawn by limit_seed; default: on all."}
+    )
+    limit_seed: int = field(
+        default=0, metadata={"help": "Which rows `limit` draws; apart from `seed`, so that runs share their data."}
+    )
+    video_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels a frame is scaled to; default: the model's own (docs/data.md)."}
+    )
+    video_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels a frame is scaled to, 28 x 28 to a token; default: the model's."}
+    )
+    image_max_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Most pixels a picture beside the video is scaled to; default: the model's own."},
+    )
+    sft_reasoning: bool = field(
+        default=False,
+        metadata={"help": "method sft: have metadata's `reasoning` said before the answer; default: nothing is."},
+    )
+
+
+class OneLineParser(TrlParser):
+    """TRL's parser (flags = YAML = dataclass) whose errors are one line, not two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError instead of printing the usage."""
+        raise ValueError(f"{message}; `appo train --help` shows an example")
+
+
+def parse(arguments: Sequence[str], *, tiny: bool = False) -> tuple[TrainScript, APPOConfig]:
+    """Settings from ``--config FILE`` and flags; a flag wins over the file.
+
+    Args:
+        arguments: what stands behind ``appo train``.
+        tiny: make a dry run of it: two short steps of the tiny policy on a few generated clips, on a CPU. What is
+            asked, rewarded and adapted stays as it is. A flag about training wins over that, too.
+
+    Raises:
+        ValueError: an unknown or impossible setting, named.
+        OSError: the file cannot be read.
+    """
+    clash = [name for name in _REPLACED if f"--{name}" in arguments] if tiny else []
+    if clash:
+        raise ValueError(f"--tiny has a {clash[0]} of its own: leave out --{clash[0]} or --tiny")
+    shrunk = [word for name, value in _TINY.items() for word in (f"--{name}", value)] if tiny else []
+    script, config = OneLineParser((TrainScript, APPOConfig)).parse_args_and_config([*shrunk, *arguments])
+    script.check()
+    if tiny:
+        script, config.model_init_kwargs = _shrunk(script, config.method), None
+    return script, config
+
+
+def _shrunk(script: TrainScript, method: str) -> TrainScript:
+    asked = script.response_format or OFFICIAL_FORMATS.get(script.dataset, "answer")
+    # The tiny policy has no word for <time>, so it cannot be taught to say it.
+    own: dict[str, Any] = {"response_format": "answer" if method == "sft" else asked, "limit": script.limit and 6}
+    return replace(script, **_REPLACED, **own)
