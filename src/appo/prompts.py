@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from appo.types import VideoQA
 
+# Raised by one whenever prompts, or what is read out of a response, change: scores of two versions do not compare.
+PROMPT_VERSION = 1
+PARSER_VERSION = 1
+
 INSTRUCTION = (
     "First reason about what the video shows inside <think> and </think>."
     " Then give your final answer inside <answer> and </answer>:"
