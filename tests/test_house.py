@@ -34,7 +34,7 @@ ROOMS = [
     "appo.models",
     "appo.checkpoints", "appo.resuming",
     "appo.config", "appo.trainer",
-    "appo.records", "appo.recording", "appo.predictions", "appo.evaluate", "appo.inspection",
+    "appo.lines", "appo.records", "appo.recording", "appo.predictions", "appo.evaluate", "appo.inspection",
     "appo.display", "appo.scoreboard",
     "appo.spotlight",
     "appo.spotlight.world", "appo.spotlight.drawing", "appo.spotlight.clips", "appo.spotlight.dataset",

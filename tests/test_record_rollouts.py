@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appo.records import RecordError, ResponseRecord, RolloutRecord, RunFolder
+from appo.lines import RecordError
+from appo.records import ResponseRecord, RolloutRecord, RunFolder
 from record_cases import RECORD, RESPONSE
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from appo.records import RecordError, RunFolder, TornLineWarning
+from appo.lines import RecordError, TornLineWarning
+from appo.records import RunFolder
 from record_cases import RECORD
 
 

@@ -3,6 +3,7 @@
     config.json      settings, versions, commit, command line, start: enough to run it again
     metrics.jsonl    one JSON object a logging step
     rollouts.jsonl   one JSON object a group: see `RolloutRecord`
+    resumes.jsonl    one JSON object each time the run was resumed: from where, and how
     frames/          pictures that reports show
 
 A run may be killed at any moment, so every line is written at once, a torn last line is tolerated, and anything else
@@ -17,7 +18,6 @@ import os
 import platform
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
@@ -26,17 +26,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from appo.lines import RecordError, append_line, cut, damaged, read_lines, reason, sync, unwritable
+
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
+RESUMES = "resumes.jsonl"
 ROLLOUT_DIGITS = 6  # significant digits of the numbers in rollouts.jsonl («ours»: a third of the size)
 PACKAGES = ("appo", "torch", "transformers", "trl", "accelerate", "av")
-
-
-class RecordError(ValueError):
-    """A run folder cannot be written or read. One line that names the path, what is wrong and the fix."""
-
-
-class TornLineWarning(UserWarning):
-    """The last line of a file was left unfinished, as by a killed run; it was skipped."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +151,12 @@ class RunFolder:
                 fix = "choose another one, or move or delete this one"
                 raise RecordError(f"{folder.path}: the run folder is not empty; {fix}")
             text = json.dumps(_plain(describe_run(config)), indent=2, allow_nan=False) + "\n"
-            (folder.path / CONFIG).write_text(text, encoding="utf-8")
             folder.frames.mkdir()
+            unfinished = folder.path / f"{CONFIG}.partial"
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(folder.path / CONFIG)
         except OSError as error:
-            raise _unwritable(folder.path, error) from error
+            raise unwritable(folder.path, error) from error
         return folder
 
     @classmethod
@@ -167,6 +164,27 @@ class RunFolder:
         """A run that `create` started. Raises RecordError if its config.json is missing or damaged."""
         folder = cls(Path(path))
         folder.describe()
+        return folder
+
+    @classmethod
+    def resume(
+        cls, path: str | os.PathLike[str], config: Mapping[str, Any], may_differ: Set[str] = frozenset()
+    ) -> RunFolder:
+        """A run that `create` started, to go on with it.
+
+        Args:
+            path: the folder.
+            config: the settings now.
+            may_differ: names of settings that do not change the run's numbers.
+
+        Raises:
+            RecordError: there is no run, or another setting is not what it was; each is named.
+        """
+        folder = cls.open(path)
+        changed = list(_differences(folder.config, _plain(config), may_differ))
+        if changed:
+            problem = "; ".join(changed)
+            raise RecordError(f"{folder.path}: {problem}; a resumed run keeps its settings: give the old ones")
         return folder
 
     @property
@@ -187,7 +205,7 @@ class RunFolder:
             if not isinstance(data["config"], dict):
                 raise ValueError("no settings")
         except OSError as error:
-            problem = f"no run folder ({CONFIG}: {_reason(error)})"
+            problem = f"no run folder ({CONFIG}: {reason(error)})"
             raise RecordError(f"{self.path}: {problem}; give the folder that a run wrote") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordError(f"{file}: damaged ({error}); restore it from a copy") from error
@@ -195,24 +213,37 @@ class RunFolder:
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl; what is not finite becomes null. Raises RecordError."""
-        _append_line(self.path / METRICS, _plain(metrics))
+        append_line(self.path / METRICS, _plain(metrics))
 
     def append_rollout(self, record: RolloutRecord) -> None:
         """Write one line of rollouts.jsonl. Raises RecordError."""
-        _append_line(self.path / ROLLOUTS, record.to_json())
+        append_line(self.path / ROLLOUTS, record.to_json())
+
+    def append_resume(self, config: Mapping[str, Any], start: str | None) -> None:
+        """Write one line of resumes.jsonl: what `create` writes of a run, and the checkpoint it goes on from."""
+        append_line(self.path / RESUMES, {"from": start, **_plain(describe_run(config))})
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the records, once they are on the disk: with a checkpoint, they say what belongs to it."""
+        return {name: sync(self.path / name) for name in (METRICS, ROLLOUTS)}
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Take back what was recorded since `sizes`; {} takes back everything. Raises RecordError."""
+        for name in (METRICS, ROLLOUTS):
+            cut(self.path / name, sizes.get(name, 0))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, [] before the first. A torn last line is a `TornLineWarning`."""
-        return [data for _, data in _read_lines(self.path / METRICS)]
+        return [data for _, data in read_lines(self.path / METRICS)]
 
     def read_rollouts(self) -> Iterator[RolloutRecord]:
         """The groups of rollouts.jsonl one by one. A torn last line is a `TornLineWarning`."""
         file = self.path / ROLLOUTS
-        for number, data in _read_lines(file):
+        for number, data in read_lines(file):
             try:
                 record = RolloutRecord.from_json(data)
             except ValueError as error:
-                raise _damaged(file, number, str(error)) from error
+                raise damaged(file, number, str(error)) from error
             yield record
 
 
@@ -226,6 +257,17 @@ def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
     }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Set[str]) -> Iterator[str]:
+    """What is another value now, among settings that both sides have (others come and go with versions)."""
+    for name in old:
+        if name in may_differ or name not in new:
+            continue
+        if isinstance(old[name], Mapping) and isinstance(new[name], Mapping):
+            yield from _differences(old[name], new[name], may_differ)
+        elif old[name] != new[name]:
+            yield f"{name} was {old[name]!r} and is {new[name]!r}"
 
 
 def _version(package: str) -> str | None:
@@ -277,72 +319,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool | str):
         raise ValueError(f"{value!r:.40} is no number")
     return math.nan if value is None else float(value)
-
-
-def _append_line(file: Path, data: Any) -> None:
-    """Add one JSON line and hand it to the operating system at once."""
-    line = json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
-    try:
-        _mend_end(file)
-        with file.open("ab") as handle:
-            handle.write(line.encode("ascii"))
-    except OSError as error:
-        raise _unwritable(file, error) from error
-
-
-def _mend_end(file: Path) -> None:
-    """Let a file end with a whole line, else the next one would be glued to what a killed run left."""
-    if not file.exists() or not file.stat().st_size:
-        return
-    with file.open("r+b") as handle:
-        handle.seek(-1, os.SEEK_END)
-        if handle.read() == b"\n":
-            return
-        handle.seek(0)
-        content = handle.read()
-        start = content.rfind(b"\n") + 1
-        if _parse(content[start:]) is not None:
-            handle.write(b"\n")
-            return
-        handle.truncate(start)
-    warnings.warn(f"{file}: the torn last line was removed", TornLineWarning, stacklevel=4)
-
-
-def _read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line; blank lines are skipped, and so is a torn last line."""
-    try:
-        if not file.exists():
-            return
-        with file.open("rb") as handle:
-            for number, line in enumerate(handle, start=1):
-                data = _parse(line)
-                if data is not None:
-                    yield number, data
-                elif line.strip():
-                    if any(rest.strip() for rest in handle):
-                        raise _damaged(file, number, "no JSON object")
-                    message = f"{file}, line {number}: the last line is torn and was skipped"
-                    warnings.warn(message, TornLineWarning, stacklevel=3)
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read ({_reason(error)}); check the path and its rights") from error
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line, or None."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _damaged(file: Path, number: int, problem: str) -> RecordError:
-    return RecordError(f"{file}, line {number}: damaged ({problem}); delete this line or restore the file")
-
-
-def _unwritable(path: Path, error: OSError) -> RecordError:
-    return RecordError(f"{path}: cannot be written ({_reason(error)}); check its rights and the free space")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
