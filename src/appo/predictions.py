@@ -20,7 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from appo.records import RecordError, describe_run
+from appo.lines import RecordError
+from appo.records import describe_run
 from appo.types import VideoQA
 
 EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
