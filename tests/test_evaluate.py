@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from appo.display import accuracy_table, print_group, write_picture
-from appo.evaluate import Prediction, accuracy, predict, wilson_interval
+from appo.evaluate import Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord
 from appo.spotlight import build_policy
+from appo.statistics import wilson_interval
 from appo.video import FrameSampling
 from runs import clips
 

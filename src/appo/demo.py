@@ -20,12 +20,11 @@ from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord, RunFolder
 from appo.spotlight import generate, load_policy
+from appo.spotlight.dataset import HELD_OUT_SEED
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.spotlight.world import LEVELS
 from appo.training import fit, make_trainer
 from appo.types import VideoQA
-
-HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,179 @@
-"""Model x questions -> answers -> accuracy: greedy, batched, scored by the function that also rewards training."""
+"""Model x questions -> replies -> accuracy: in batches, the next one read while the model writes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from appo.predictions import Reply, batches
 from appo.prompts import INSTRUCTION, build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_sources
+from appo.rollout import PromptInputs, VideoCache, encode_prompt, generate, message_parts, video_sources
+from appo.statistics import wilson_interval
 from appo.types import VideoQA
-from appo.video import FrameSampling
+from appo.video import FrameSampling, VideoError
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        sampling: how frames are sampled.
+        max_new_tokens: longest response.
+        instruction: appended to every question (see :func:`appo.prompts.build_messages`).
+        samples: K, responses to each question.
+        temperature: 0: greedy; else sampled from softmax(logits / temperature), nothing cut off.
+        seed: of the sampling; each batch draws from its own random numbers, whatever was asked before it.
+    """
+
+    sampling: FrameSampling
+    max_new_tokens: int
+    instruction: str = INSTRUCTION
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """The replies to one batch of questions, in order, and the seconds from the end of the batch before it."""
+
+    index: int
+    replies: list[Reply]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _EncodedBatch:
+    """The prompts of a batch; in the place of one whose video or image cannot be read, why."""
+
+    index: int
+    questions: list[VideoQA]
+    prompts: list[PromptInputs | str]
+
+
+def answer(
+    model: Any, processor: Any, asked: Iterable[tuple[int, list[VideoQA]]], asking: Asking
+) -> Iterator[AnsweredBatch]:
+    """Answer batches of questions. While the model writes, a thread decodes and encodes the next batch.
+
+    A question whose video or image cannot be read gets a `Reply` that says so; nothing else is caught. The model is in
+    evaluation mode until the iterator ends, and then as it was before.
+
+    Args:
+        model: a Hugging Face video language model.
+        processor: its processor.
+        asked: batches with their indices (:func:`appo.predictions.batches`).
+        asking: how.
+
+    Raises:
+        ValueError: the accelerator's memory does not hold a batch.
+    """
+    was_training = model.training
+    model.eval()
+    pool = ThreadPoolExecutor(1, "encode")
+    try:
+        start = time.perf_counter()
+        for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, *pair), asked):
+            replies = _reply(model, processor, batch, asking)
+            yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+            start = time.perf_counter()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        model.train(was_training)
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], _EncodedBatch], items: Iterable[Any]
+) -> Iterator[_EncodedBatch]:
+    """The function's results in order, each computed while the one before is in use."""
+    waiting = None
+    for item in items:
+        ahead = pool.submit(function, item)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = ahead
+    if waiting is not None:
+        yield waiting.result()
+
+
+def _encode(processor: Any, asking: Asking, index: int, questions: list[VideoQA]) -> _EncodedBatch:
+    videos = VideoCache(processor.video_processor, asking.sampling)
+    prompts = [_prompt(processor, videos, question, asking.instruction) for question in questions]
+    return _EncodedBatch(index, questions, prompts)
+
+
+def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> PromptInputs | str:
+    """A question as model inputs, or why its video or image cannot be read."""
+    messages = build_messages(question, instruction=instruction)
+    try:
+        shown = [videos.read(source) for source in video_sources(messages)]
+        for part in message_parts(messages):
+            if part["type"] == "image":
+                part["image"] = _read_image(part["image"])
+    except (VideoError, _ImageError) as error:
+        return " ".join(str(error).split())
+    return encode_prompt(processor, messages, shown)
+
+
+class _ImageError(ValueError):
+    """An image cannot be read."""
+
+
+def _read_image(path: str) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _ImageError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+
+
+def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> list[Reply]:
+    prompts = [prompt for prompt in batch.prompts if not isinstance(prompt, str)]
+    groups = iter(_generate(model, processor, prompts, batch.index, asking) if prompts else ())
+    replies = []
+    for question, prompt in zip(batch.questions, batch.prompts, strict=True):
+        if isinstance(prompt, str):
+            replies.append(Reply(question.id, error=prompt))
+            continue
+        group = next(groups)
+        texts = processor.batch_decode(group, skip_special_tokens=True)
+        replies.append(Reply(question.id, tuple(texts), tuple(len(ids) for ids in group)))
+    return replies
+
+
+def _generate(
+    model: Any, processor: Any, prompts: Sequence[PromptInputs], index: int, asking: Asking
+) -> list[list[torch.Tensor]]:
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(asking.seed, index))
+        try:
+            return generate(
+                model,
+                processor,
+                prompts,
+                max_new_tokens=asking.max_new_tokens,
+                responses=asking.samples,
+                temperature=asking.temperature,
+            )
+        except torch.OutOfMemoryError as error:
+            count = f"{len(prompts)} questions with {asking.samples} responses each"
+            raise ValueError(f"{count} do not fit into the memory of {device}: set a smaller batch size") from error
+
+
+def _seed(seed: int, batch: int) -> int:
+    """A seed of its own for each batch, so that an evaluation that goes on draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
@@ -46,7 +208,7 @@ def predict(
     instruction: str = INSTRUCTION,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Prediction]:
-    """Answer questions greedily.
+    """Answer questions greedily and score the answers.
 
     Args:
         model: a Hugging Face video language model; its train/eval mode is left as it was.
@@ -59,25 +221,18 @@ def predict(
         on_progress: called with the number of questions answered after each batch.
 
     Raises:
-        appo.video.VideoError: a clip cannot be decoded.
+        ValueError: a video or image cannot be read; one line that names it.
     """
-    was_training = model.training
-    model.eval()
+    asking = Asking(sampling, max_new_tokens, instruction)
     predictions: list[Prediction] = []
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        videos = VideoCache(processor.video_processor, sampling)
-        prompts = []
-        for question in batch:
-            messages = build_messages(question, instruction=instruction)
-            prompts.append(encode_prompt(processor, messages, [videos.read(s) for s in video_sources(messages)]))
-        groups = generate(model, processor, prompts, max_new_tokens=max_new_tokens, temperature=0.0)
-        texts = processor.batch_decode([group[0] for group in groups], skip_special_tokens=True)
-        for question, text in zip(batch, texts, strict=True):
+    for answered in answer(model, processor, batches(questions, batch_size), asking):
+        for reply in answered.replies:
+            if reply.error:
+                raise ValueError(reply.error)
+            question, (text,) = questions[len(predictions)], reply.texts
             right = score_answer(text, question.answer, question.kind, question.options)
             predictions.append(Prediction(question.id, text, right, parse_response(text) is not None))
         on_progress(len(predictions))
-    model.train(was_training)
     return predictions
 
 
@@ -89,10 +244,3 @@ def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     mean = sum(prediction.right for prediction in predictions) / n
     low, high = wilson_interval(mean, n)
     return Accuracy(mean, low, high, sum(prediction.parsed for prediction in predictions) / n, n)
-
-
-def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % confidence interval of a share of ``n`` independent trials (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

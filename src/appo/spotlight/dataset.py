@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from appo.data import read
+from appo.prompts import parse_response
 from appo.spotlight.clips import write_clip
 from appo.spotlight.drawing import render
+from appo.spotlight.teacher import respond
 from appo.spotlight.world import LEVELS, TASKS, Dials, Question, Scene, make_question, make_scene
 from appo.types import VideoQA
 
 ANNOTATIONS = "annotations.jsonl"
+HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
 
 
 def samples(dials: Dials, count: int, seed: int | str) -> Iterator[tuple[Scene, Question]]:
@@ -87,5 +90,13 @@ def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, A
             "events": events,
             "asked": question.asked,
             "texture": scene.texture,
+            "reasoning": _reasoning(name, scene, question),
         },
     }
+
+
+def _reasoning(name: str, scene: Scene, question: Question) -> str:
+    """What an honest teacher thinks aloud about the question, for supervised training."""
+    response = parse_response(respond(scene, question, question.asked, random.Random(f"{name}/reasoning")))
+    assert response is not None
+    return response.think
