@@ -30,6 +30,7 @@ ROOMS = [
     "appo.sampling", "appo.decoding", "appo.frame_folders", "appo.video",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
+    "appo.vllm_rollout",
     "appo.sharding",
     "appo.models",
     "appo.checkpoints", "appo.resuming",

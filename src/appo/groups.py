@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from appo.rollout import PromptInputs
@@ -67,6 +68,7 @@ class Rollout:
         rows: (B,) dataset rows, each G times; replaced in place by dynamic sampling.
         sees: some prompt has a video, so that all prompts take our path; else all take TRL's.
         encoded: model inputs of the prompts last tokenised, one a row; None on TRL's path.
+        carried: of the same prompts, what travels to vLLM in the place of a row's images; empty without vLLM.
         groups: the responses, once all rounds of sampling are over.
         rewards: (B, R) of those responses.
         scores: of those groups, where one pass made them together with the old log-probabilities.
@@ -76,10 +78,19 @@ class Rollout:
     rows: list[dict[str, Any]]
     sees: bool
     encoded: list[PromptInputs | None] = field(default_factory=list)
+    carried: list[Any] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     rewards: Tensor | None = None
     scores: list[GroupScores] = field(default_factory=list)
     wants_old_log_probs: bool = False
+
+    def settle(self, groups: list[Group]) -> list[Sample]:
+        """End sampling with these groups; returns their samples, one a row."""
+        samples = [sample for group in groups for sample in group]
+        self.groups = groups
+        self.rows[:] = [sample.row for sample in samples]
+        self.rewards = torch.stack([sample.rewards for sample in samples])
+        return samples
 
 
 def as_groups(
