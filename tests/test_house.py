@@ -27,6 +27,7 @@ ROOMS = [
     "appo.data.files", "appo.data.choices", "appo.data.table", "appo.data.seed_bench_r1", "appo.data.video_r1",
     "appo.data.nextqa", "appo.data.nextgqa", "appo.data.perception_test", "appo.data.vsi_bench", "appo.data.mvbench",
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
+    "appo.extraction", "appo.measures", "appo.statistics", "appo.official",
     "appo.sampling", "appo.decoding", "appo.frame_folders", "appo.video",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
@@ -36,12 +37,13 @@ ROOMS = [
     "appo.checkpoints", "appo.resuming",
     "appo.config", "appo.trainer",
     "appo.lines", "appo.records", "appo.recording", "appo.predictions", "appo.evaluate", "appo.inspection",
-    "appo.display", "appo.scoreboard",
+    "appo.display", "appo.scoreboard", "appo.scorecard", "appo.paired",
     "appo.spotlight",
-    "appo.spotlight.world", "appo.spotlight.drawing", "appo.spotlight.clips", "appo.spotlight.dataset",
-    "appo.spotlight.teacher", "appo.spotlight.processor", "appo.spotlight.policy",
+    "appo.spotlight.world", "appo.spotlight.drawing", "appo.spotlight.clips", "appo.spotlight.teacher",
+    "appo.spotlight.dataset", "appo.spotlight.processor", "appo.spotlight.policy",
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
-    "appo.adapters", "appo.sft", "appo.script", "appo.training", "appo.demo", "appo.cli",
+    "appo.evaluating",
+    "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening", "appo.training", "appo.demo", "appo.cli",
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60

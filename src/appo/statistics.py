@@ -99,7 +99,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     for k in range(least, 0, -1):
         term *= k / (n - k + 1)
         tail += term
-    return min(1.0, 2 * tail * (math.comb(n, least) / 2**n))  # integers divide exactly, however large
+    return min(1.0, 2 * tail * (math.comb(n, least) / (1 << n)))  # integers divide exactly, however large
 
 
 def pass_at_k(right: int, samples: int, k: int) -> float:
