@@ -13,8 +13,7 @@ import pytest
 from datasets import concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLProcessor
 
 from appo.data import DATASETS, load, read
 from appo.data.files import Row
@@ -24,9 +23,9 @@ from appo.prompts import INSTRUCTIONS, lettered
 from appo.rewards import accuracy_reward, score_answer
 from appo.rollout import VideoCache, encode_prompt, video_sources
 from appo.spotlight import build_policy, generate
-from appo.spotlight.processor import SPECIAL
 from appo.types import VideoQA
 from appo.video import FrameSampling
+from byte_tokenizer import byte_tokenizer
 from data_fixtures import CASES, SEED_TRAIN, Case, perception_test, put_json, put_media
 
 COLUMNS = [
@@ -98,16 +97,10 @@ def test_options_are_lettered_once(tmp_path, case: Case):
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    """The tiny policy's processor with a tokenizer that loses nothing: one token a byte."""
-    tokenizer = Tokenizer(
-        models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    """The tiny policy's processor with a tokenizer that loses nothing."""
     words = build_policy(0)[1]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2])
-    return Qwen2_5_VLProcessor(words.image_processor, fast, words.video_processor, chat_template=words.chat_template)
+    images, videos = words.image_processor, words.video_processor
+    return Qwen2_5_VLProcessor(images, byte_tokenizer(), videos, chat_template=words.chat_template)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

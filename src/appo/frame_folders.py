@@ -103,7 +103,11 @@ def _upright_rgb(path: Path) -> npt.NDArray[np.uint8]:
 
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # Pillow would cut brightness off at 255: white pictures
+                raise ValueError(f"more than 8 bits a colour, mode {picture.mode}")
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), "it").splitlines()[0] if str(error) else type(error).__name__
-        raise CorruptVideoError(str(path), f"is no complete picture ({reason})", "extract this frame again") from error
+        raise CorruptVideoError(
+            str(path), f"cannot be read as a picture ({reason})", "extract this frame again"
+        ) from error
