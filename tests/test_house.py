@@ -43,7 +43,8 @@ ROOMS = [
     "appo.spotlight.dataset", "appo.spotlight.processor", "appo.spotlight.policy",
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
     "appo.evaluating",
-    "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening", "appo.training", "appo.demo", "appo.cli",
+    "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
+    "appo.training", "appo.demo", "appo.cli",
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60

@@ -15,7 +15,10 @@ EXAMPLES = {
     "demo": "example:\n  appo demo --method dapo --steps 40 --seed 3 --output runs/dapo-3",
     "train": (
         "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
-        "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n\n"
+        "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n"
+        "  appo train --config recipes/spotlight.yaml --resume_from_checkpoint true\n\n"
+        "resume_from_checkpoint: true goes on with output_dir's run from its last complete checkpoint, exactly, and\n"
+        "begins it if there is none; a path names a checkpoint. Ctrl-C and SIGTERM write one (docs/reliability.md).\n"
         "Every field of appo.APPOConfig (which has all of TRL's GRPOConfig) and of appo.script.TrainScript is a\n"
         "setting of the file and a flag; a flag wins over the file."
     ),
@@ -32,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"unknown argument {rest[0]}; `appo demo --help` lists what there is")
             return _demo(arguments)
         return _train(arguments, rest)
-    except KeyboardInterrupt:
-        print("appo: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"appo: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except Exception as error:
         if not _is_users(error):
             raise

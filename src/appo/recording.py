@@ -8,21 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from appo.groups import Sample, ScoredGroup
 from appo.records import ResponseRecord, RolloutRecord, RunFolder
 
 if TYPE_CHECKING:
+    from appo.resuming import WholeCheckpoints
     from appo.trainer import APPOTrainer
 
 
 class MetricsRecorder(TrainerCallback):
-    """Writes metrics.jsonl of a run while it trains."""
+    """Writes metrics.jsonl of a run while it trains, and cuts all records to the checkpoint it is resumed from."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
+    def __init__(self, folder: RunFolder, trainer: WholeCheckpoints) -> None:
         self._folder = folder
+        self._writes = trainer.is_world_process_zero
         trainer.add_callback(self)
+        trainer.keep("records", folder.sizes, self._rewind)
+
+    def _rewind(self, sizes: dict[str, int]) -> None:
+        if self._writes():
+            self._folder.rewind(sizes)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what TRL logs, on the main process only."""

@@ -36,9 +36,9 @@ _OUTPUT, _FIELDS = "__model_output__", "fields"
 
 
 class WholeCheckpoints(Trainer):
-    """Any transformers trainer, with checkpoints that are complete or absent and hold all that decides what follows.
+    """A trainer of TRL's with checkpoints that are complete or absent and hold all that decides what follows.
 
-    Put it before another trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
+    It stands before TRL's trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -169,6 +169,9 @@ class WholeCheckpoints(Trainer):
             "last_logged_step": self._globalstep_last_logged,
             "first_step": self._initial_global_step,
             "seconds": self._seconds_before + time.time() - self._began,
+            # TRL's trainers: what is averaged at the next log, and the tokens so far where transformers does not count.
+            "metrics": self._metrics["train"],
+            "tokens": self._total_train_tokens,
         }
 
     def _restore_loop(self, state: Mapping[str, Any]) -> None:
@@ -184,6 +187,9 @@ class WholeCheckpoints(Trainer):
         self._globalstep_last_logged = state["last_logged_step"]
         self._initial_global_step = state["first_step"]
         self._seconds_before = state["seconds"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(state["metrics"])
+        self._total_train_tokens = state["tokens"]
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         """The summary is of the whole run, so its seconds are too."""
@@ -208,7 +214,6 @@ class ResumableTrainer(WholeCheckpoints, GRPOTrainer):
         return {
             "micro_step": self._step,
             "batches": self._buffered_inputs if between else None,
-            "metrics": self._metrics["train"],
             "completions": self._shown_completions() if between and self.log_completions else {},
         }
 
@@ -219,8 +224,6 @@ class ResumableTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _restore_rollout(self, state: Mapping[str, Any]) -> None:
         self._step, self._buffered_inputs = state["micro_step"], state["batches"]
-        self._metrics["train"].clear()
-        self._metrics["train"].update(state["metrics"])
         _extend(self._logs, state["completions"])
         # TRL's sampler draws a new order each epoch from a generator that transformers does not bring forward.
         if self._sampler is not None and self._sampler.shuffle:

@@ -26,6 +26,7 @@ from appo.packing import IGNORED, join_vision, unwrap
 from appo.prompts import FORMATS
 from appo.recording import MetricsRecorder
 from appo.records import RunFolder
+from appo.resuming import WholeCheckpoints
 from appo.rollout import VideoCache, without_pixels
 from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
@@ -165,7 +166,7 @@ def sft_config(config: APPOConfig) -> SFTConfig:
     })  # fmt: skip
 
 
-class VideoSFTTrainer(SFTTrainer):
+class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer, which makes sure before the first step about videos that the policy sees them.
 
     Raises:

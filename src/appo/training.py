@@ -13,16 +13,20 @@ from rich.console import Console
 from transformers import PrinterCallback
 
 from appo.adapters import adapter_config, loading_settings
+from appo.checkpoints import PARTIAL, named_write_errors, seal, start_partial
 from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
 from appo.models import load_model
 from appo.recording import Recorder
 from appo.records import RunFolder
+from appo.reopening import open_run
+from appo.resuming import WholeCheckpoints
 from appo.rewards import reward_functions
 from appo.script import PAPER_REWARDS, SPOTLIGHT, TrainScript
 from appo.sft import VideoSFTTrainer, make_sft_trainer
 from appo.spotlight import generate, policy_path
+from appo.stopping import StopOnSignal
 from appo.trainer import APPOTrainer
 
 
@@ -30,10 +34,14 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """Train, recording everything; returns the run folder, which holds the trained policy in ``policy/``.
 
     Raises:
-        ValueError, appo.records.RecordError, appo.video.VideoError, appo.sight.BlindPolicyError: one line each.
+        ValueError, appo.video.VideoError, appo.sight.BlindPolicyError: one line each.
+        appo.stopping.Interrupted: by ctrl-C or SIGTERM; there is a checkpoint.
     """
     peft_config = adapter_config(script)
-    folder = RunFolder.create(config.output_dir, {"script": asdict(script), "training": config.to_dict()})
+    opened = open_run(config, {"script": asdict(script), "training": config.to_dict()})
+    folder, config.resume_from_checkpoint = opened.folder, opened.checkpoint and str(opened.checkpoint)
+    for note in opened.notes:
+        console.print(note, highlight=False, soft_wrap=True)
     tiny = script.model == SPOTLIGHT
     rows = _rows(script, "" if tiny else None, folder, config.seed)
     model, processor = load_model(
@@ -50,8 +58,11 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
         )
     else:
         trainer = make_trainer(model, processor, rows, config, folder, script.rewards, peft_config)
-    fit(trainer, console)
-    trainer.save_model(str(folder.path / "policy"))
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        fit(trainer, console)
+    stop.raise_if_stopped(trainer)
+    save_policy(trainer, folder.path / "policy")
     return folder.path
 
 
@@ -128,6 +139,22 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     Recorder(folder, trainer)
     return trainer
+
+
+def save_policy(trainer: WholeCheckpoints, folder: Path) -> None:
+    """Write the trained policy and its processor: a folder that is complete or absent.
+
+    Raises:
+        appo.checkpoints.CheckpointError: it cannot be written.
+    """
+    with named_write_errors(folder):
+        if trainer.args.should_save:
+            start_partial(folder.parent)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(folder.parent / PARTIAL / folder.name))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            seal(folder.parent / PARTIAL / folder.name, folder)
 
 
 def fit(trainer: APPOTrainer | VideoSFTTrainer, console: Console) -> None:
