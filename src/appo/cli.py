@@ -13,6 +13,12 @@ from pathlib import Path
 EXAMPLES = {
     "appo": "example:\n  appo demo\n  appo train --config recipes/spotlight.yaml",
     "demo": "example:\n  appo demo --method dapo --steps 40 --seed 3 --output runs/dapo-3",
+    "eval": (
+        "example:\n  appo eval --model spotlight --output runs/eval\n"
+        "  appo eval --model Qwen/Qwen2.5-VL-7B-Instruct --dataset vsi-bench --annotations VSI --output runs/vsi\n"
+        "  appo eval --compare runs/vsi runs/vsi-appo\n\n"
+        "The same command goes on with what an interrupted one left, and scores a finished one again."
+    ),
     "train": (
         "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
         "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n"
@@ -34,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rest:
                 raise ValueError(f"unknown argument {rest[0]}; `appo demo --help` lists what there is")
             return _demo(arguments)
+        if arguments.command == "eval":
+            return _eval(arguments, rest)
         return _train(arguments, rest)
     except KeyboardInterrupt as stop:
         print(f"appo: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -68,7 +76,33 @@ def _parser() -> argparse.ArgumentParser:
     train = described(commands.add_parser("train", help="train from a configuration", allow_abbrev=False), "train")
     train.add_argument("--config", help="YAML file of settings")
     train.add_argument("--tiny", action="store_true", help="dry run: two steps of the tiny policy on generated clips")
+    purpose = "score a model on a dataset, or compare two evaluations"
+    _add_eval_flags(described(commands.add_parser("eval", help=purpose, allow_abbrev=False), "eval"))
     return parser
+
+
+def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `appo eval`; those left out are left to :class:`appo.evaluating.EvalSettings`."""
+    flags = parser.add_argument
+    flags("--model", help="Hugging Face folder or hub id (adapters are merged), or spotlight: the tiny policy")
+    flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")
+    flags("--annotations", help="annotation file or folder (docs/data.md)")
+    flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
+    flags("--split", help="part of the dataset (docs/data.md)")
+    flags("--output", type=Path, help="folder, new or of this evaluation (default: runs/eval-TIME)")
+    flags("--limit", type=_positive, help="so many questions, evenly spaced over the dataset")
+    flags("--sample", type=_positive, metavar="K", help="K sampled responses to each question (default: one, greedy)")
+    flags("--temperature", type=float, help="of the samples (default: 1)")
+    flags("--batch-size", type=_positive, help="questions answered at once (default: 16)")
+    flags("--max-new-tokens", type=_positive, help="longest response (default: 1024; tiny policy: 128)")
+    flags("--fps", type=float, help="frames sampled a second (default: 2)")
+    flags("--max-frames", type=_positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags("--instruction", help="closes every prompt (default: asks for the format; tiny policy: nothing)")
+    flags("--seed", type=int, help="of the samples (default: 0)")
+    flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
+    flags("--trust-remote-code", action="store_true", help="run code that a checkpoint brings")
+    flags("--retry", action="store_true", help="ask again what could not be asked for its video or image")
+    flags("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two evaluations of the same questions")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -80,6 +114,32 @@ def _demo(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("runs") / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     settings = DemoSettings(output, arguments.method, arguments.steps, arguments.seed, arguments.questions)
     run_demo(settings, Console())
+    return 0
+
+
+def _eval(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from rich.console import Console
+
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo eval --help` lists what there is")
+    given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
+    del given["command"]
+    if arguments.compare:
+        from appo.paired import compare
+
+        if others := [name for name in given if name != "compare"]:
+            raise ValueError(f"--compare takes two folders and nothing else: leave out --{others[0].replace('_', '-')}")
+        compare(*arguments.compare).print(Console())
+        return 0
+    from appo.evaluating import EvalSettings, evaluate
+
+    if not arguments.model:
+        raise ValueError("give a model: appo eval --model spotlight")
+    _quiet_bars()
+    given.setdefault("output", Path("runs") / f"eval-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    console = Console()
+    folder = evaluate(EvalSettings(**given), console)
+    console.print(f"evaluation: {folder}", highlight=False)
     return 0
 
 
