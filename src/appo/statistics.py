@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-_DRAWN_AT_ONCE = 1 << 22  # indices: 16 MB
+_DRAWN_AT_ONCE = 1 << 16  # indices: what a cache holds
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
