@@ -159,6 +159,7 @@ def sft_config(config: APPOConfig) -> SFTConfig:
     settings = {name: getattr(config, name) for name in [*names, "trust_remote_code"]}
     return SFTConfig(**settings | {
         "per_device_train_batch_size": config.per_device_train_batch_size // config.num_generations,
+        "data_seed": config.seed if config.data_seed is None else config.data_seed,
         "train_sampling_strategy": config.train_sampling_strategy if config.shuffle_dataset else "sequential",
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -176,6 +177,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
     _checked_sight = False
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, of a policy that has been seen to see."""
         if not self._checked_sight:
             self._check_sight(model, inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
