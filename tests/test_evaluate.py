@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
+from appo import evaluate
 from appo.display import accuracy_table, print_group, write_picture
-from appo.evaluate import Prediction, accuracy, predict
+from appo.evaluate import Asking, Prediction, accuracy, answer, predict
 from appo.inspection import inspect_question
+from appo.predictions import batches
 from appo.records import RolloutRecord
 from appo.spotlight import build_policy
 from appo.statistics import wilson_interval
@@ -73,6 +76,88 @@ def test_a_scripted_answer_scores(questions, monkeypatch):
     right, wrong = predict(model, processor, same, SAMPLING, max_new_tokens=10, instruction="")
     assert (right.right, right.parsed) == (1.0, True)
     assert wrong.right == 0.0
+
+
+ASKING = Asking(SAMPLING, max_new_tokens=10, instruction="", samples=3, temperature=1.0, seed=5)
+
+
+def test_each_batch_draws_its_own_numbers_whatever_was_asked_before(questions):
+    model, processor = build_policy(0)
+    asked = list(batches(questions, 2))
+    all_at_once = {one.index: one.replies for one in answer(model, processor, asked, ASKING)}
+    assert list(all_at_once) == [0, 1, 2]
+    state = torch.random.get_rng_state()
+    for batch in reversed(asked):
+        (alone,) = answer(model, processor, [batch], ASKING)
+        assert alone.replies == all_at_once[batch[0]]
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers are left alone"
+    (other,) = answer(model, processor, asked[:1], replace(ASKING, seed=6))
+    assert other.replies != all_at_once[0]
+    for replies in all_at_once.values():
+        assert all(len(reply.texts) == len(reply.tokens) == 3 for reply in replies)
+        assert all(1 <= length <= 10 for reply in replies for length in reply.tokens)
+    assert len({text for replies in all_at_once.values() for reply in replies for text in reply.texts}) > 6
+
+
+def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
+    """The model goes on writing until the next batch has been read: in turns, it would wait for ever."""
+    model, processor = build_policy(0)
+    read = [threading.Event() for _ in range(3)]
+    encode, write = evaluate._encode, evaluate.generate
+    writing = []
+
+    def announced(processor, asking, index, batch):
+        encoded = encode(processor, asking, index, batch)
+        read[index].set()
+        return encoded
+
+    def waiting(*args, **kwargs):
+        writing.append(True)
+        assert len(writing) == 3 or read[len(writing)].wait(60), "nothing is read while the model writes"
+        assert len(writing) > 1 or not read[2].is_set(), "one batch is read ahead, not more"
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate, "_encode", announced)
+    monkeypatch.setattr(evaluate, "generate", waiting)
+    assert [one.index for one in answer(model, processor, batches(questions, 2), ASKING)] == [0, 1, 2]
+
+
+def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(questions, tmp_path):
+    model, processor = build_policy(0)
+    broken, picture = tmp_path / "broken.mp4", tmp_path / "broken.png"
+    broken.write_bytes(b"no video" * 100)
+    picture.write_bytes(b"no picture")
+    bad = [
+        replace(questions[0], id="video", video=str(broken)),
+        replace(questions[0], id="gone", video=str(tmp_path / "gone.mp4")),
+        replace(questions[0], id="picture", image=str(picture)),
+    ]
+    asked = [bad[0], questions[1], *bad[1:], questions[2]]
+    found = [reply for one in answer(model, processor, batches(asked, 4), ASKING) for reply in one.replies]
+    assert [bool(reply.error) for reply in found] == [True, False, True, True, False]
+    assert [reply.id for reply in found] == [question.id for question in asked]
+    assert "broken.mp4: cannot be decoded" in found[0].error
+    assert "gone.mp4: cannot be opened" in found[2].error
+    assert "broken.png: cannot be read as an image" in found[3].error
+    assert not any(reply.texts or "\n" in reply.error for reply in found if reply.error)
+    (only,) = answer(model, processor, [(0, [bad[0]])], ASKING)
+    assert only.replies[0].error == found[0].error
+    with pytest.raises(ValueError, match=r"broken\.mp4"):
+        predict(model, processor, asked, SAMPLING, max_new_tokens=4, instruction="")
+
+
+def test_too_large_a_batch_is_one_line_and_other_errors_are_not_swallowed(questions, monkeypatch):
+    model, processor = build_policy(0)
+    model.train()
+    for error, expected in ((torch.OutOfMemoryError("CUDA out of memory"), ValueError), (KeyError("ours"), KeyError)):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(evaluate, "generate", fail)
+        with pytest.raises(expected, match=r"2 questions with 3 responses each|ours"):
+            list(answer(model, processor, batches(questions, 2), ASKING))
+        assert model.training
 
 
 def test_inspection_records_a_whole_group(record, questions):
