@@ -2,7 +2,8 @@
 
 The same object is asked in training and in evaluation, and `appo.rewards.score_answer` scores it in both. Each
 dataset is one small module with ``rows`` (files -> rows that know where they stand) and ``question`` (row -> VideoQA).
-Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped.
+Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped. `read_each` goes
+on behind such a row: `appo data check` (:mod:`appo.checking`) lists them all.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from appo.data import (
     video_r1,
     vsi_bench,
 )
-from appo.data.files import Row, is_file, is_url, parent
+from appo.data.choices import LETTERS
+from appo.data.files import is_file, is_url, parent
+from appo.data.media import MediaFiles, media_of
+from appo.data.row import DUPLICATE, NO_OPTION, UNREADABLE, Row, RowError
 from appo.data.table import rows_of
-from appo.prompts import FORMATS, lettered
+from appo.prompts import FORMATS
 from appo.rewards import comparison
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DATASETS", "OFFICIAL_FORMATS", "load", "read", "rows_of"]
+__all__ = ["DATASETS", "OFFICIAL_FORMATS", "load", "read", "read_each", "rows_of"]
 
 DATASETS: dict[str, ModuleType] = {
     "seed-bench-r1": seed_bench_r1,
@@ -64,7 +68,7 @@ def read(name: str, annotations: AnyPath, videos: AnyPath | None = None, split: 
         ValueError: name or split is unknown, or (while iterating) a row is not of the schema; names file and line.
         OSError: (while iterating) a file is missing.
     """
-    return (question for _, question in _questions(name, annotations, videos, split))
+    return (question for _, question in _raised(read_each(name, annotations, videos, split)))
 
 
 def load(
@@ -94,52 +98,92 @@ def load(
         ValueError: as `read`, or a check fails; names file, line and fix.
         OSError: an annotation file, a video or an image is missing.
     """
-    found = _questions(name, annotations, videos, split)
     asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
     if asked not in FORMATS:
         raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
-    table = rows_of(_checked(found), instruction, asked)
+    table = rows_of(_checked(read_each(name, annotations, videos, split)), instruction, asked)
     if not len(table):
         raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
     return table
 
 
-def _questions(
-    name: str, annotations: AnyPath, videos: AnyPath | None, split: str | None
-) -> Iterator[tuple[Row, VideoQA]]:
-    """Each row with its question; name, split and videos are checked at once."""
+def read_each(
+    name: str, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
+) -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
+    """Every row with its question, or with why there is none: a walk that no row ends.
+
+    Args:
+        name: as in `read`.
+        annotations: as in `read`.
+        videos: as in `read`.
+        split: as in `read`.
+
+    Raises:
+        ValueError: name or split is unknown, or (while iterating) a file is not of its format as a whole.
+        OSError: (while iterating) an annotation file is missing.
+    """
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}")
     dataset, source = DATASETS[name], os.fspath(annotations)
     if split is not None and split not in dataset.SPLITS:
         splits = f"the splits {', '.join(dataset.SPLITS)}" if dataset.SPLITS else "no splits: leave it out"
         raise ValueError(f"unknown split {split!r}; {name} has {splits}")
-    folder = os.fspath(videos) if videos is not None else parent(source) if is_file(source) else source
+    folder = media_folder(annotations, videos)
     if is_url(folder):
         raise ValueError(f"videos are looked for in {folder}, which is no local folder: download them, set `videos`")
-    return ((row, dataset.question(row, folder, split)) for row in dataset.rows(source, split))
+
+    def walk() -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
+        for row in dataset.rows(source, split):
+            try:
+                yield row, row.fault or dataset.question(row, folder, split)
+            except RowError as error:
+                yield row, error
+
+    return walk()
 
 
-def _checked(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
+def media_folder(annotations: AnyPath, videos: AnyPath | None = None) -> str:
+    """The folder that video and image paths start from: `videos`, else where the annotations lie."""
+    source = os.fspath(annotations)
+    return os.fspath(videos) if videos is not None else parent(source) if is_file(source) else source
+
+
+def answer_fault(row: Row, question: VideoQA) -> RowError | None:
+    """Why no answer to the question can be scored, or None."""
+    if len(question.options) > len(LETTERS):
+        return row.error(f"{len(question.options)} options cannot be lettered", f"give at most {len(LETTERS)}")
+    try:
+        comparison(question.answer, question.kind, question.options)
+    except ValueError as error:
+        return row.error(str(error), "correct the row", NO_OPTION if question.options else UNREADABLE)
+    return None
+
+
+def _raised(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[tuple[Row, VideoQA]]:
+    """The same walk, ended by the first row without a question."""
+    for row, question in found:
+        if not isinstance(question, VideoQA):
+            raise question
+        yield row, question
+
+
+def _checked(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[VideoQA]:
     """The questions, once `load`'s promises hold for them. What files are missing is counted and raised at the end."""
     place_of: dict[str, str] = {}
-    is_there: dict[str, bool] = {}
-    missing = ""
-    for row, question in found:
+    media = MediaFiles()
+    first_missing = ""
+    for row, question in _raised(found):
         first = place_of.setdefault(question.id, row.place)
         if first is not row.place:
-            raise row.error(f"id {question.id!r} was there before ({first})", "give every question an id of its own")
-        try:
-            lettered(question.options)
-            comparison(question.answer, question.kind, question.options)
-        except ValueError as error:
-            raise row.error(str(error), "correct the row") from None
-        is_folder = "frames_fps" in question.metadata
-        for path in filter(None, (question.video, question.image)):
-            if path not in is_there:
-                is_there[path] = os.path.isdir(path) if is_folder and path == question.video else os.path.isfile(path)
-                missing = missing or ("" if is_there[path] else f"{row.place}: there is no {path}")
+            problem = f"id {question.id!r} was there before ({first})"
+            raise row.error(problem, "give every question an id of its own", DUPLICATE)
+        if fault := answer_fault(row, question):
+            raise fault
+        for path, is_folder in media_of(question):
+            if not media.has(path, is_folder) and not first_missing:
+                first_missing = f"{row.place}: there is no {path}"
         yield question
-    if missing:
-        count = f"{sum(not there for there in is_there.values())} of {len(is_there)} video and image files are missing"
-        raise FileNotFoundError(f"{missing} ({count}); check `videos`, the folder that paths start from")
+    if first_missing:
+        count = f"{len(media.missing)} of {media.asked} video and image files are missing"
+        fix = "check `videos`, the folder that paths start from; `appo data check` finds it"
+        raise FileNotFoundError(f"{first_missing} ({count}); {fix}")

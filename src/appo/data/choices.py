@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appo.data.files import Row
+from appo.data.row import NO_OPTION, OUT_OF_RANGE, Row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -10,8 +10,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def letter_at(row: Row, name: str, options: tuple[str, ...]) -> str:
     """The letter of an answer given as an index from 0."""
     number = row.number(name)
-    if number not in range(len(options)):
-        raise row.error(f"`{name}` is {row.value(name)!r}", f"give the index of an option, 0 to {len(options) - 1}")
+    if number not in range(min(len(options), len(LETTERS))):
+        fix = f"give the index of an option, 0 to {len(options) - 1}"
+        raise row.error(f"`{name}` is {row.value(name)!r}", fix, OUT_OF_RANGE)
     return LETTERS[int(number)]
 
 
@@ -19,8 +20,9 @@ def letter_of(row: Row, name: str, options: tuple[str, ...]) -> str:
     """The letter of an answer given as the text of an option."""
     text = row.text(name).strip()
     stripped = [option.strip() for option in options]
-    if text not in stripped:
-        raise row.error(f"`{name}` is {text!r}, none of the options {list(options)!r}", "correct one of the two")
+    if text not in stripped[: len(LETTERS)]:
+        problem = f"`{name}` is {text!r}, none of the options {list(options)!r}"
+        raise row.error(problem, "correct one of the two", NO_OPTION)
     return LETTERS[stripped.index(text)]
 
 

@@ -1,88 +1,25 @@
 """Annotation files -> rows that know where they stand: JSON lists, JSON lines and csv, here or behind a URL.
 
-All but a JSON *object* is read row by row, so that a file of any size takes the memory of a row.
+All but a JSON *object* is read row by row, so that a file of any size takes the memory of a row. A row that cannot be
+read is a row too: it carries its fault, so that a walk over the file loses nothing else.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from appo.data.row import Row, RowError
+
 CHUNK = 1 << 20  # characters of a JSON list read at once
 _SUFFIXES = (".json", ".jsonl", ".csv")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of an annotation file, and where it stands; what it lacks is named by the errors of its getters."""
-
-    place: str
-    fields: Mapping[str, Any]
-
-    def error(self, problem: str, fix: str) -> ValueError:
-        """The error of this row: place, what is wrong, what to do."""
-        return ValueError(f"{self.place}: {problem}; {fix}")
-
-    def value(self, name: str) -> Any:
-        """A field that must be there and hold something."""
-        value = self.fields.get(name)
-        if value is None or value == "":
-            problem = f"`{name}` is empty" if name in self.fields else f"there is no field `{name}`"
-            raise self.error(problem, f"add it (the row has {', '.join(self.fields) or 'no fields'})")
-        return value
-
-    def text(self, name: str) -> str:
-        """A text that is not empty; numbers are written out."""
-        return self._text(name, self.value(name))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts."""
-        values = self.value(name)
-        if not isinstance(values, list):
-            raise self.error(f"`{name}` is {values!r}", "write it as a list of texts")
-        return tuple(self._text(name, value) for value in values)
-
-    def number(self, name: str) -> float:
-        """A finite number, also one written as text (as csv has it)."""
-        return self._number(name, self.value(name))
-
-    def spans(self, name: str, pairs: Any = None) -> tuple[tuple[float, float], ...]:
-        """(start, end) pairs of seconds, of a field or given; starts a little before 0 (rounding) become 0."""
-        pairs = self.value(name) if pairs is None else pairs
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise self.error(f"`{name}` is {pairs!r}", "write it as a list of [start, end] seconds")
-        spans = tuple((max(0.0, self._number(name, start)), self._number(name, end)) for start, end in pairs)
-        for start, end in spans:
-            if end < start:
-                raise self.error(f"`{name}` has a span from {start} to {end} seconds", "put its start before its end")
-        return spans
-
-    def metadata(self, *names: str) -> dict[str, Any]:
-        """Those of the named fields that the row has."""
-        return {name: self.fields[name] for name in names if self.fields.get(name) is not None}
-
-    def _text(self, name: str, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
-            raise self.error(f"`{name}` holds {value!r}", "write a text that is not empty")
-        text = str(value)
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise self.error(f"`{name}` holds half a character ({text!a})", "write whole characters")
-        return text
-
-    def _number(self, name: str, value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise self.error(f"`{name}` holds {value!r}", "write a number")
-        return number
+_DECODER = json.JSONDecoder()
 
 
 def is_url(path: str) -> bool:
@@ -107,7 +44,7 @@ def file_in(annotations: str, name: str) -> str:
 def join(folder: str, name: str) -> str:
     """A path in a folder; folders may be URLs, names may be absolute."""
     name = name.removeprefix("./")
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
 def parent(path: str) -> str:
@@ -131,16 +68,25 @@ def exists(path: str) -> bool:
 def rows_of_file(path: str) -> Iterator[Row]:
     """The rows of a file, read as its suffix says: ``.jsonl`` JSON lines, ``.json`` one JSON list, ``.csv``.
 
+    Rows that cannot be read carry their fault. Of a JSON list nothing can be read behind a place that is no JSON.
+
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is not of its format; names file and line.
     """
     read = _json_lines if path.endswith(".jsonl") else _csv_rows if path.endswith(".csv") else _json_list
     with open_text(path) as file:
-        try:
-            yield from read(path, file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from None
+        yield from read(path, file)
+
+
+def joined(found: Iterator[Row], more: Callable[[Row], Mapping[str, Any]]) -> Iterator[Row]:
+    """The rows with more fields, of other files; a row for which there are none carries that as its fault."""
+    for row in found:
+        if row.fault is None:
+            try:
+                row = replace(row, fields={**row.fields, **more(row)})
+            except RowError as error:
+                row = replace(row, fields={}, fault=error)
+        yield row
 
 
 def read_object(path: str) -> dict[str, Any]:
@@ -158,10 +104,12 @@ def read_object(path: str) -> dict[str, Any]:
 def open_text(path: str) -> AbstractContextManager[TextIO]:
     """Open a text file, local or behind a URL; a byte order mark is skipped.
 
+    A byte that is not UTF-8 becomes half a character, so that it spoils its own row only (see `_foreign_byte`).
+
     Raises:
         OSError: it cannot be opened.
     """
-    how: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with _named(path):
         opened = _fsspec().open(path, "r", **how).open() if is_url(path) else open(path, **how)  # noqa: SIM115
     return cast("AbstractContextManager[TextIO]", opened)
@@ -188,45 +136,49 @@ def _fsspec() -> Any:
 
 
 def _json_lines(path: str, file: TextIO) -> Iterator[Row]:
+    index = 0
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
-            fields = json.loads(line)
+            yield _row(place, index, json.loads(line), line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: no JSON ({error}); write one JSON object a line") from None
-        yield _row(place, fields)
+            yield Row(place, index=index).faulty(f"no JSON ({error})", "write one JSON object a line")
+        index += 1
 
 
 def _json_list(path: str, file: TextIO) -> Iterator[Row]:
     """The objects of one JSON list, decoded one after the other."""
     scanner, index = _Scanner(file), 0
 
-    def wrong(problem: str) -> ValueError:
-        return ValueError(
-            f"{path}, index {index}: {problem}; write one list [{{...}}, ...], or name JSON lines `.jsonl`"
-        )
+    def broken(problem: str) -> Row:
+        fix = "write one list [{...}, ...], or name JSON lines `.jsonl`"
+        return Row(f"{path}, index {index}", index=index).faulty(f"{problem}; nothing behind it can be read", fix)
 
     if scanner.mark() != "[":
-        raise wrong("the file does not start with `[`")
+        yield broken("the file does not start with `[`")
+        return
     mark = scanner.mark()
     while mark != "]":
-        if mark != "{":
-            raise wrong(f"an object is expected, not {mark!r}" if mark else "the list does not end")
+        if not mark:
+            yield broken("the list does not end")
+            return
         try:
-            fields = scanner.value()
+            value, text = scanner.value()
         except (ValueError, RecursionError) as error:
-            raise wrong(f"no JSON ({getattr(error, 'msg', error)})") from None
-        yield _row(f"{path}, index {index}", fields)
+            yield broken(f"no JSON ({getattr(error, 'msg', error)})")
+            return
+        yield _row(f"{path}, index {index}", index, value, text)
         index += 1
         mark = scanner.mark()
         if mark == ",":
             mark = scanner.mark()
         elif mark != "]":
-            raise wrong(f"`,` or `]` is expected, not {mark!r}" if mark else "the list does not end")
+            yield broken(f"`,` or `]` is expected, not {mark!r}" if mark else "the list does not end")
+            return
     if rest := scanner.mark():
-        raise wrong(f"there is {rest!r} behind the list")
+        yield broken(f"there is {rest!r} behind the list")
 
 
 class _Scanner:
@@ -245,18 +197,21 @@ class _Scanner:
             if not self._more():
                 return ""
 
-    def value(self) -> Any:
-        """Decode the value that starts at the last mark."""
+    def value(self) -> tuple[Any, str]:
+        """Decode the value that starts at the last mark; with its text."""
         self._at -= 1
         while True:
             try:
-                value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError:
                 if not self._more():
                     raise
             else:
+                if end == len(self._text) and self._more():  # a number may go on
+                    continue
                 self._size = CHUNK
-                return value
+                text, self._at = self._text[self._at : end], end
+                return value, text
 
     def _more(self) -> bool:
         chunk = self._file.read(self._size)
@@ -266,18 +221,48 @@ class _Scanner:
 
 
 def _csv_rows(path: str, file: TextIO) -> Iterator[Row]:
-    reader = csv.DictReader(file, strict=True)
-    try:
-        for fields in reader:
-            row = Row(f"{path}, line {reader.line_num}", fields)
-            if None in fields or None in fields.values():
-                raise row.error("the row has not as many columns as the header", "quote commas within texts")
-            yield row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: no csv ({error}); write it again") from None
+    reader = csv.reader(file, strict=True)
+    header: list[str] | None = None
+    index = 0
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:  # the reader goes on with the next line
+            lines = f"line {first}" if reader.line_num <= first else f"lines {first} to {reader.line_num}"
+            yield Row(f"{path}, {lines}", index=index).faulty(f"no csv ({error})", "write it again")
+            index += 1
+            continue
+        if values is None:
+            return
+        if header is None:
+            header = values
+        elif values:
+            place = f"{path}, line {reader.line_num}"
+            if len(values) == len(header):
+                yield _row(place, index, dict(zip(header, values, strict=True)), "".join(values))
+            else:
+                problem = "the row has not as many columns as the header"
+                yield Row(place, index=index).faulty(problem, "quote commas within texts")
+            index += 1
 
 
-def _row(place: str, fields: Any) -> Row:
+def _row(place: str, index: int, fields: Any, text: str) -> Row:
+    """The row that was read of a text, or why that is none."""
+    if byte := _foreign_byte(text):
+        return Row(place, index=index).faulty(f"not UTF-8 text (byte {byte})", "convert the file to UTF-8")
     if not isinstance(fields, dict):
-        raise ValueError(f"{place}: holds a {type(fields).__name__}; write an object {{field: value, ...}}")
-    return Row(place, fields)
+        problem = f"holds {json.dumps(fields)[:60]}, which is no object"
+        return Row(place, index=index).faulty(problem, "write {field: value, ...}")
+    return Row(place, fields, index)
+
+
+def _foreign_byte(text: str) -> str:
+    """The first byte of a text that is not UTF-8, as `open_text` lets it through, or ""."""
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"0x{ord(text[error.start]) & 0xFF:02x}"
+    return ""

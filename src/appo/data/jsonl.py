@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from appo.data.files import Row, file_in, join, rows_of_file
+from appo.data.files import file_in, join, rows_of_file
+from appo.data.row import NO_OPTION, Row
 from appo.prompts import answer_letter
 from appo.types import VideoQA
 
@@ -19,16 +20,15 @@ COLUMNS = ("video", "image", "question", "options", "answer", "spans", "metadata
 
 
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The rows of the file (in a folder ``annotations.jsonl``), each with an id."""
-    for index, row in enumerate(rows_of_file(file_in(annotations, "annotations.jsonl"))):
-        if unknown := [name for name in row.fields if name not in COLUMNS]:
-            raise row.error(f"unknown column `{unknown[0]}`", f"put it into `metadata`; columns: {', '.join(COLUMNS)}")
-        yield Row(row.place, {**row.fields, "id": row.fields.get("id", index)})
+    """The rows of the file (in a folder ``annotations.jsonl``)."""
+    return rows_of_file(file_in(annotations, "annotations.jsonl"))
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One row. A letter answer may be the letter or the text of the option."""
     fields = row.fields
+    if unknown := [name for name in fields if name not in COLUMNS]:
+        raise row.error(f"unknown column `{unknown[0]}`", f"put it into `metadata`; columns: {', '.join(COLUMNS)}")
     if not (fields.get("video") or fields.get("image")):
         raise row.error("there is neither `video` nor `image`", "give one of the two")
     options = row.texts("options") if fields.get("options") else ()
@@ -37,12 +37,11 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     if kind == "letter" and options:
         letter = answer_letter(answer, options)
         if letter is None:
-            raise row.error(
-                f"`answer` is {answer!r}, which names no single one of {list(options)!r}", "correct one of the two"
-            )
+            problem = f"`answer` is {answer!r}, which names no single one of {list(options)!r}"
+            raise row.error(problem, "correct one of the two", NO_OPTION)
         answer = letter
     return VideoQA(
-        id=row.text("id"),
+        id=row.text("id") if "id" in fields else str(row.index),
         video=join(videos, row.text("video")) if fields.get("video") else "",
         image=join(videos, row.text("image")) if fields.get("image") else "",
         question=row.text("question"),

@@ -7,9 +7,11 @@ frames taken at 3 a second. Score: accuracy per task; average = all right answer
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from appo.data.choices import letter_of
-from appo.data.files import Row, is_file, join, rows_of_file, stem
+from appo.data.files import is_file, join, rows_of_file, stem
+from appo.data.row import Row
 from appo.types import VideoQA
 
 # Where each task's videos lie under the release's video folder, as in the official evaluation notebook.
@@ -40,15 +42,18 @@ FRAME_FOLDERS = {"episodic_reasoning": 3.0}  # frames per second
 
 
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """One task's file, or all 20 of a folder (a split takes one), each row with its ``task`` and index."""
+    """One task's file, or all 20 of a folder (a split takes one), each row with its ``task``."""
     files = [annotations] if is_file(annotations) else [join(annotations, f"{task}.json") for task in FOLDERS]
     for path in files:
         task = stem(path)
         if task not in FOLDERS:
             raise ValueError(f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}")
         if split in (None, task):
-            for index, row in enumerate(rows_of_file(path)):
-                yield Row(row.place, {**row.fields, "task": task, "index": index})
+            try:
+                for row in rows_of_file(path):
+                    yield row if row.fault else replace(row, fields={**row.fields, "task": task})
+            except OSError as error:  # the other tasks can be read
+                yield Row(path, fault=error)
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
@@ -61,7 +66,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     if task in FRAME_FOLDERS:
         metadata["frames_fps"] = FRAME_FOLDERS[task]
     return VideoQA(
-        id=f"{task}/{row.text('index')}",
+        id=f"{task}/{row.index}",
         video=join(videos, f"{FOLDERS[task]}/{row.text('video')}"),
         question=row.text("question"),
         answer=letter_of(row, "answer", options),

@@ -9,10 +9,12 @@ they are never shown to the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from appo.data.choices import five_options, letter_at, letter_of
-from appo.data.files import Row, join, parent, read_object, rows_of_file, stem
+from appo.data.files import join, joined, parent, read_object, rows_of_file, stem
 from appo.data.nextqa import csv_file, question_group, with_video_files
+from appo.data.row import Row
 from appo.types import VideoQA
 
 SPLITS = ("val", "test")  # val is what one trains on; the train split has no spans
@@ -21,19 +23,21 @@ SPLITS = ("val", "test")  # val is what one trains on; the train split has no sp
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
     """The JSON list, or the csv with each row's spans and video file."""
     if annotations.endswith((".json", ".jsonl")):
-        yield from rows_of_file(annotations)
-        return
+        return rows_of_file(annotations)
     path = csv_file(annotations, split)
     gsub_path = join(parent(path), f"gsub_{split or stem(path)}.json")
     gsub = read_object(gsub_path)
-    for row in with_video_files(rows_of_file(path), parent(path), "video_id"):
+
+    def clues(row: Row) -> dict[str, Any]:
         video = gsub.get(row.text("video_id"))
         location = video.get("location") if isinstance(video, dict) else None
-        clues = location.get(row.text("qid")) if isinstance(location, dict) else None
-        if clues is None or video is None:
+        spans = location.get(row.text("qid")) if isinstance(location, dict) else None
+        if spans is None or video is None:
             fix = "take csv and gsub of NExT-GQA (NExT-QA's own csv has questions without spans)"
             raise row.error(f"video {row.text('video_id')}, qid {row.text('qid')} is not in {gsub_path}", fix)
-        yield Row(row.place, {**row.fields, "time_clues": clues, "duration": video.get("duration")})
+        return {"time_clues": spans, "duration": video.get("duration")}
+
+    return joined(with_video_files(rows_of_file(path), parent(path), "video_id"), clues)
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:

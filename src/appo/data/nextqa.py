@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appo.data.choices import five_options, letter_at
-from appo.data.files import Row, exists, file_in, join, parent, read_object, rows_of_file
+from appo.data.files import exists, file_in, join, joined, parent, read_object, rows_of_file
+from appo.data.row import Row
 from appo.types import VideoQA
 
 SPLITS = ("train", "val", "test")
@@ -20,7 +21,7 @@ VIDEO_MAP = "map_vid_vidorID.json"
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
     """The csv (in a folder ``{split}.csv``), each row with the ``file`` of its video."""
     path = csv_file(annotations, split)
-    yield from with_video_files(rows_of_file(path), parent(path), "video")
+    return with_video_files(rows_of_file(path), parent(path), "video")
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
@@ -49,11 +50,14 @@ def with_video_files(found: Iterator[Row], folder: str, column: str) -> Iterator
     """Rows with the ``file`` of their video: as ``map_vid_vidorID.json`` beside the csv says, else ``{video}.mp4``."""
     map_path = join(folder, VIDEO_MAP)
     names = read_object(map_path) if exists(map_path) else None
-    for row in found:
+
+    def file(row: Row) -> dict[str, str]:
         video = row.text(column)
         if names is not None and video not in names:
             raise row.error(f"video {video!r} is not in {map_path}", "take map and csv of the same release")
-        yield Row(row.place, {**row.fields, "file": f"{names[video] if names else video}.mp4"})
+        return {"file": f"{names[video] if names else video}.mp4"}
+
+    return joined(found, file)
 
 
 def question_group(row: Row, column: str) -> str:

@@ -8,9 +8,11 @@ Score: top-1 accuracy, also per area and reasoning type.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from appo.data.choices import letter_at
-from appo.data.files import Row, exists, file_in, join, parent, read_object, stem
+from appo.data.files import exists, file_in, join, parent, read_object, stem
+from appo.data.row import Row, RowError
 from appo.types import VideoQA
 
 SPLITS = ("train", "valid", "test")
@@ -25,12 +27,25 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
     cuts = _cuts(path, split)
     for video_id, fields in read_object(path).items():
         video = Row(f"{path}, video {video_id}", fields if isinstance(fields, dict) else {})
-        asked = video.value("mc_question")
-        if not isinstance(asked, list) or not all(isinstance(one, dict) for one in asked):
-            raise video.error("`mc_question` is no list of questions", "write [{id, question, options, ...}]")
-        clip = _clip(video, cuts.get(video_id, -1))
-        for index, one in enumerate(asked):
-            yield Row(f"{video.place}, mc_question {index}", {**one, "video_id": video_id, "clip": clip})
+        try:
+            yield from _asked(video, video_id, cuts.get(video_id, -1))
+        except RowError as error:
+            yield Row(video.place, fault=error)
+
+
+def _asked(video: Row, video_id: str, cut: object) -> list[Row]:
+    """The questions about one video."""
+    asked = video.value("mc_question")
+    if not isinstance(asked, list):
+        raise video.error("`mc_question` is no list of questions", "write [{id, question, options, ...}]")
+    seconds, clip = _seconds(video), _clip(video, cut)
+    rows = [Row(f"{video.place}, mc_question {index}", index=index) for index in range(len(asked))]
+    return [
+        replace(row, fields={**one, "video_id": video_id, "clip": clip, "duration": seconds})
+        if isinstance(one, dict)
+        else row.faulty(f"holds a {type(one).__name__}", "write an object {id, question, options, ...}")
+        for row, one in zip(rows, asked, strict=True)
+    ]
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
@@ -43,7 +58,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
         answer=letter_at(row, "answer_id", options),
         kind="letter",
         options=options,
-        metadata=row.metadata("area", "reasoning", "tag", "clip"),
+        metadata=row.metadata("area", "reasoning", "tag", "clip", "duration"),
     )
 
 
@@ -61,8 +76,20 @@ def _clip(video: Row, cut: object) -> list[float] | None:
     frame = Row(video.place, {"cut_frame_mapping": cut}).number("cut_frame_mapping")
     if frame <= 0:
         return None
-    metadata = video.value("metadata")
-    rate = Row(video.place, metadata if isinstance(metadata, dict) else {}).number("frame_rate")
+    rate = _metadata(video).number("frame_rate")
     if rate <= 0:
         raise video.error(f"`frame_rate` is {rate}", "write the frames per second of the video")
     return [0.0, frame / rate]
+
+
+def _seconds(video: Row) -> float | None:
+    """How long the whole video is, where the metadata say it."""
+    stated = _metadata(video)
+    if stated.fields.get("num_frames") is None or not stated.fields.get("frame_rate"):
+        return None
+    return stated.number("num_frames") / stated.number("frame_rate")
+
+
+def _metadata(video: Row) -> Row:
+    metadata = video.fields.get("metadata")
+    return Row(video.place, metadata if isinstance(metadata, dict) else {})

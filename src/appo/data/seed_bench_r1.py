@@ -11,7 +11,8 @@ import random
 from collections.abc import Iterator
 
 from appo.data.choices import LETTERS
-from appo.data.files import Row, is_file, join, rows_of_file
+from appo.data.files import is_file, join, rows_of_file
+from appo.data.row import OUT_OF_RANGE, Row
 from appo.types import VideoQA
 
 SPLITS = ("train", "L1", "L2", "L3")
@@ -22,20 +23,20 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
     """JSON lines; the file itself is given, for its name differs from release to release."""
     if not is_file(annotations):
         raise ValueError(f"{annotations}: give the annotation file itself, e.g. annotations/training.jsonl")
-    for row in rows_of_file(annotations):
-        if split and (split == "train") != ("golden_choice_idx" not in row.fields):
-            kind = "a training" if split != "train" else "a validation"
-            raise row.error(f"this is {kind} row, but split is {split!r}", "give the file of that split")
-        yield row
+    return rows_of_file(annotations)
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One row, of either form."""
-    if "golden_choice_idx" in row.fields:
+    validates = "golden_choice_idx" in row.fields
+    if split and (split == "train") == validates:
+        kind = "a validation" if validates else "a training"
+        raise row.error(f"this is {kind} row, but split is {split!r}", "give the file of that split")
+    if validates:
         options = tuple(row.text(f"choice_{letter}") for letter in "abcd")
         answer = row.text("golden_choice_idx").strip().upper()
         if answer not in LETTERS[:4] or len(answer) != 1:
-            raise row.error(f"`golden_choice_idx` is {answer!r}", "write A, B, C or D")
+            raise row.error(f"`golden_choice_idx` is {answer!r}", "write A, B, C or D", OUT_OF_RANGE)
     else:
         options, answer = draw_options(row)
     source = row.text("video_source")

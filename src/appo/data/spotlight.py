@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appo.data.files import Row, file_in, join, rows_of_file
+from appo.data.files import file_in, join, rows_of_file
+from appo.data.row import Row
 from appo.types import VideoQA
 
 SPLITS = ()
@@ -12,7 +13,7 @@ SPLITS = ()
 
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
     """The JSON lines; in a folder ``annotations.jsonl``."""
-    yield from rows_of_file(file_in(annotations, "annotations.jsonl"))
+    return rows_of_file(file_in(annotations, "annotations.jsonl"))
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000  # rows that exist as Python objects at the same time
+PLAIN = ("answer", "kind", "response_format", "id", "question", "metadata")  # columns of one text a row
+TEXTS = ("type", "video", "image", "text")
+PART = (*TEXTS, "video_start", "video_end", "raw_fps")  # what a part of a message may have
+_to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, response_format: str = "answer") -> Dataset:
@@ -41,7 +45,7 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
     os.close(descriptor)
     try:
         instruction = INSTRUCTIONS[response_format] if instruction is None else instruction
-        _write(path, _batches(questions, instruction, response_format), features.arrow_schema)
+        _write(path, questions, instruction, response_format, features.arrow_schema)
         table, digest = _mapped(path)
     finally:
         with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
@@ -50,12 +54,77 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=digest)
 
 
-def _write(path: str, batches: Iterable[list[dict[str, Any]]], schema: Any) -> None:
+def _write(path: str, questions: Iterable[VideoQA], instruction: str, response_format: str, schema: Any) -> None:
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    asked = iter(questions)
     with pa.ipc.new_stream(path, schema) as writer:
-        for rows in batches:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        while True:
+            columns = _Columns()
+            for question in islice(asked, ROWS_AT_ONCE):
+                columns.add(question, build_messages(question, instruction=instruction), response_format)
+            if not columns.plain["id"]:
+                return
+            writer.write_batch(columns.batch(schema))
+
+
+class _Columns:
+    """Rows as columns of plain values.
+
+    Rows as dictionaries would be thousands of containers that live for a while: Python's garbage collector then walks
+    over everything that is loaded, again and again, which took a third of the time.
+    """
+
+    def __init__(self) -> None:
+        self.plain: dict[str, list[str]] = {name: [] for name in PLAIN}
+        self._roles: list[str] = []
+        self._parts: dict[str, list[Any]] = {name: [] for name in PART}
+        self._options: list[str] = []
+        self._seconds: list[float] = []
+        self._event_frames: list[list[int] | None] = []
+        # Where each row's (or message's) share of a flat list begins; the last is where the next one will.
+        self._messages_at, self._parts_at, self._options_at, self._spans_at = [0], [0], [0], [0]
+
+    def add(self, question: VideoQA, messages: Sequence[Mapping[str, Any]], response_format: str) -> None:
+        """One more row."""
+        metadata = _to_json(question.metadata)
+        values = question.answer, question.kind, response_format, question.id, question.question, metadata
+        for name, value in zip(PLAIN, values, strict=True):
+            self.plain[name].append(value)
+        for message in messages:
+            self._roles.append(message["role"])
+            for part in message["content"]:
+                for name, column in self._parts.items():
+                    column.append(part.get(name))
+            self._parts_at.append(len(self._parts["type"]))
+        self._messages_at.append(len(self._roles))
+        self._options += question.options
+        self._options_at.append(len(self._options))
+        for span in question.spans:
+            self._seconds += span
+        self._spans_at.append(len(self._seconds) // 2)
+        self._event_frames.append(question.metadata.get("event_frames"))
+
+    def batch(self, schema: Any) -> Any:
+        """The rows as Arrow's record batch."""
+        import pyarrow as pa
+
+        def lists(starts: list[int], values: Any) -> Any:
+            return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
+
+        part = [
+            pa.array(column, pa.string() if name in TEXTS else pa.float64()) for name, column in self._parts.items()
+        ]
+        contents = lists(self._parts_at, pa.StructArray.from_arrays(part, list(PART)))
+        messages = pa.StructArray.from_arrays([pa.array(self._roles, pa.string()), contents], ["role", "content"])
+        spans = lists(list(range(0, len(self._seconds) + 1, 2)), pa.array(self._seconds, pa.float64()))
+        columns = {name: pa.array(values, pa.string()) for name, values in self.plain.items()} | {
+            "prompt": lists(self._messages_at, messages),
+            "options": lists(self._options_at, pa.array(self._options, pa.string())),
+            "spans": lists(self._spans_at, spans),
+            "event_frames": pa.array(self._event_frames, pa.list_(pa.int64())),
+        }
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def _mapped(path: str) -> tuple[Any, str]:
@@ -72,8 +141,7 @@ def _features() -> Any:
     from datasets import Features, List, Value
 
     text, number = Value("string"), Value("float64")
-    shown = {"video_start": number, "video_end": number, "raw_fps": number}
-    part = {"type": text, "video": text, "image": text, "text": text, **shown}
+    part = {name: text if name in TEXTS else number for name in PART}
     return Features({
         "prompt": List({"role": text, "content": List(part)}),
         "answer": text,
@@ -86,24 +154,3 @@ def _features() -> Any:
         "event_frames": List(Value("int64")),
         "metadata": text,
     })  # fmt: skip
-
-
-def _batches(questions: Iterable[VideoQA], instruction: str, response_format: str) -> Iterator[list[dict[str, Any]]]:
-    rows = (_row(question, instruction, response_format) for question in questions)
-    while batch := list(islice(rows, ROWS_AT_ONCE)):
-        yield batch
-
-
-def _row(question: VideoQA, instruction: str, response_format: str) -> dict[str, Any]:
-    return {
-        "prompt": build_messages(question, instruction=instruction),
-        "answer": question.answer,
-        "kind": question.kind,
-        "options": list(question.options),
-        "response_format": response_format,
-        "id": question.id,
-        "question": question.question,
-        "spans": [list(span) for span in question.spans],
-        "event_frames": question.metadata.get("event_frames"),
-        "metadata": json.dumps(question.metadata, ensure_ascii=False),
-    }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from appo.data.files import Row, file_in, join, rows_of_file
+from appo.data.files import file_in, join, rows_of_file
+from appo.data.row import Row
 from appo.types import VideoQA
 
 SPLITS = ("video", "image")
@@ -25,26 +26,27 @@ _SOLUTION = re.compile(r"\s*<answer>\s*(.*?)\s*</answer>\s*", re.DOTALL)
 
 
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The JSON list; in a folder ``Video-R1-260k.json``. Rows carry their ``index``, for problem_id may repeat."""
-    for index, row in enumerate(rows_of_file(file_in(annotations, "Video-R1-260k.json"))):
-        data_type = row.value("data_type")
-        if data_type not in SPLITS:
-            raise row.error(f"`data_type` is {data_type!r}", "write video or image")
-        if split in (None, data_type):
-            yield Row(row.place, {**row.fields, "index": index})
+    """The JSON list; in a folder ``Video-R1-260k.json``. Rows of no known sort are left for `question` to refuse."""
+    for row in rows_of_file(file_in(annotations, "Video-R1-260k.json")):
+        data_type = row.fields.get("data_type")
+        if split in (None, data_type) or data_type not in SPLITS:
+            yield row
 
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One row; its id is its index in the list."""
+    """One row; its id is its index in the list, for problem_id may repeat."""
+    data_type = row.value("data_type")
+    if data_type not in SPLITS:
+        raise row.error(f"`data_type` is {data_type!r}", "write video or image")
     problem_type = row.text("problem_type")
     if problem_type not in KIND_OF:
         raise row.error(f"`problem_type` is {problem_type!r}", f"write one of {', '.join(KIND_OF)}")
     solution = _SOLUTION.fullmatch(row.text("solution"))
     if not solution or not solution[1]:
         raise row.error(f"`solution` is {row.value('solution')!r}", "write <answer>...</answer>")
-    is_video, path = row.value("data_type") == "video", join(videos, row.text("path"))
+    is_video, path = data_type == "video", join(videos, row.text("path"))
     return VideoQA(
-        id=row.text("index"),
+        id=str(row.index),
         video=path if is_video else "",
         image="" if is_video else path,
         question=row.text("problem"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appo.data.files import Row, file_in, join, rows_of_file
+from appo.data.files import file_in, join, rows_of_file
+from appo.data.row import Row
 from appo.types import VideoQA
 
 SPLITS = ("arkitscenes", "scannet", "scannetpp")
@@ -18,7 +19,7 @@ SPLITS = ("arkitscenes", "scannet", "scannetpp")
 def rows(annotations: str, split: str | None) -> Iterator[Row]:
     """The JSON lines (in a folder ``test.jsonl``); a split takes the rows of one of the three sources."""
     for row in rows_of_file(file_in(annotations, "test.jsonl")):
-        if split in (None, row.value("dataset")):
+        if split in (None, row.fields.get("dataset")) or not row.fields.get("dataset"):
             yield row
 
 

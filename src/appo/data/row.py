@@ -1,0 +1,113 @@
+"""One row of an annotation file: where it stands, getters that name what it lacks, sorts of faults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
+
+# What can be wrong with a row that says something. The sorts that need its video are in `appo.checking`.
+UNREADABLE, OUT_OF_RANGE, NO_OPTION, DUPLICATE = "unreadable row", "answer out of range", "no such option", "duplicate"
+
+LONGEST = 1000  # characters of a message; what is in the middle of a longer one is left out
+
+
+class RowError(ValueError):
+    """A row cannot be used. The message names place, problem and fix in one line.
+
+    Attributes:
+        category: the sort of fault: `UNREADABLE`, `OUT_OF_RANGE`, `NO_OPTION` or `DUPLICATE`.
+    """
+
+    def __init__(self, message: str, category: str = UNREADABLE) -> None:
+        # Half characters must not end the program when they are printed.
+        line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
+        self.category = category
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, and where it stands.
+
+    Attributes:
+        place: file and line, or index, or video.
+        fields: what the row says.
+        index: its number in its file, from 0.
+        fault: why the row cannot be read; `appo.data` raises it where the row's question is asked for.
+    """
+
+    place: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
+    fault: RowError | OSError | None = None
+
+    def error(self, problem: str, fix: str, category: str = UNREADABLE) -> RowError:
+        """The error of this row: place, what is wrong, what to do."""
+        return RowError(f"{self.place}: {problem}; {fix}", category)
+
+    def faulty(self, problem: str, fix: str) -> Row:
+        """This row as one that cannot be read."""
+        return replace(self, fields={}, fault=self.error(problem, fix))
+
+    def value(self, name: str) -> Any:
+        """A field that must be there and hold something."""
+        value = self.fields.get(name)
+        if value is None or value == "":
+            problem = f"`{name}` is empty" if name in self.fields else f"there is no field `{name}`"
+            raise self.error(problem, f"add it (the row has {', '.join(self.fields) or 'no fields'})")
+        return value
+
+    def text(self, name: str) -> str:
+        """A text that is not empty; numbers are written out."""
+        value = self.fields.get(name)
+        return value if _is_plain(value) else self._text(name, self.value(name))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts."""
+        values = self.value(name)
+        if not isinstance(values, list):
+            raise self.error(f"`{name}` is {values!r}", "write it as a list of texts")
+        return tuple([value if _is_plain(value) else self._text(name, value) for value in values])
+
+    def number(self, name: str) -> float:
+        """A finite number, also one written as text (as csv has it)."""
+        return self._number(name, self.value(name))
+
+    def spans(self, name: str, pairs: Any = None) -> tuple[tuple[float, float], ...]:
+        """(start, end) pairs of seconds, of a field or given; starts a little before 0 (rounding) become 0."""
+        pairs = self.value(name) if pairs is None else pairs
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise self.error(f"`{name}` is {pairs!r}", "write it as a list of [start, end] seconds")
+        spans = tuple((max(0.0, self._number(name, start)), self._number(name, end)) for start, end in pairs)
+        for start, end in spans:
+            if end < start:
+                raise self.error(f"`{name}` has a span from {start} to {end} seconds", "put its start before its end")
+        return spans
+
+    def metadata(self, *names: str) -> dict[str, Any]:
+        """Those of the named fields that the row has."""
+        return {name: self.fields[name] for name in names if self.fields.get(name) is not None}
+
+    def _text(self, name: str, value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
+            raise self.error(f"`{name}` holds {value!r}", "write a text that is not empty")
+        text = str(value)
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.error(f"`{name}` holds half a character ({text!a})", "write whole characters, in UTF-8")
+        return text
+
+    def _number(self, name: str, value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.error(f"`{name}` holds {value!r}", "write a number")
+        return number
+
+
+def _is_plain(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text as most are, with which nothing can be wrong: a short cut."""
+    return type(value) is str and value.isascii() and not value.isspace() and value != ""
