@@ -29,7 +29,7 @@ def compare(first: Path, second: Path) -> Sheet:
     _refuse_others(first, second, *asked)
     old, new = (_answered(folder, questions) for folder, questions in zip(folders, asked, strict=True))
     names = [f"{folder.settings['model']} ({folder.path})" for folder in folders]
-    columns = ["score", "n", "first", "second", "difference", "95 % interval", "McNemar's p"]
+    columns = ["figure", "n", "first", "second", "difference", "95 % interval", "McNemar's p"]
     rows = [_row(difference) for difference in score_differences(datasets[0], old, new)]
     remarks = [
         f"first: {names[0]}",

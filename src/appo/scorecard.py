@@ -39,7 +39,7 @@ class ScoreCard:
     tokens: float | None
     seconds: float | None
     missing: int
-    parser_version: int = PARSER_VERSION
+    parser_version: int
 
     def to_json(self) -> str:
         """The card as scores.json: the same answers give the same bytes, so nothing of time is in it."""
@@ -58,7 +58,7 @@ class ScoreCard:
 
     def sheet(self) -> Sheet:
         """The card as a table, in per cent."""
-        columns = ["score", "n", "strict", "95 % interval", "lenient"]
+        columns = ["figure", "n", "strict", "95 % interval", "lenient"]
         skipping = any(score.answered_only is not None for score in self.strict)
         columns += ["strict, answered only"] if skipping else []
         rows = []
@@ -105,6 +105,7 @@ def score(folder: EvaluationFolder) -> ScoreCard:
         tokens=sum(lengths) / len(lengths) if lengths else None,
         seconds=seconds / timed if timed else None,
         missing=sum(not one.texts for one in answered),
+        parser_version=PARSER_VERSION,
     )
 
 
