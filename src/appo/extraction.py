@@ -37,6 +37,7 @@ _SECONDS = r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:\s{0,3}(?:s|secs?|seconds?)\b)?"
 _SPAN = re.compile(rf"[\[(][^\[\]()]{{1,80}}[\])]|(?<![\w.:]){_SECONDS}\s{{0,3}}(?:-|–|to)\s{{0,3}}{_SECONDS}(?![\w:])")
 _WRAPPING = " \t\r\n*_`\"'“”«»$"
 _LONGEST_SAID = 200  # characters of an answer behind «the answer is»
+_LONGEST_SEARCHED = 10_000  # characters, from the end, in which letters, options, numbers and times are looked for
 _Tags = list[tuple[int, int, str]]  # start, end and lower-case name of each tag
 
 
@@ -67,7 +68,7 @@ def lenient_answer(text: str, question: VideoQA) -> ParsedResponse:
     body = _behind_the_thought(text, tags)
     answer = parsed.answer if parsed else _pointed_at(_last_block(text, tags, "<answer>") or body)
     if not parsed and question.kind == "word":
-        answer = _first_sentence(answer).strip(_WRAPPING)
+        answer = _first_sentence(answer).strip(_WRAPPING + ".")
     time = parsed.time if parsed and parsed.time else _time(_last_block(text, tags, "<time>") or body)
     return ParsedResponse("", _of_its_kind(answer, question), time if question.spans else "")
 
@@ -114,7 +115,7 @@ def _of_its_kind(answer: str, question: VideoQA) -> str:
         find = _only_option
     else:
         return answer
-    pointed = _pointed_at(answer)
+    pointed = _pointed_at(answer)[-_LONGEST_SEARCHED:]
     return find(pointed, options) or find(_first_sentence(pointed), options) or answer
 
 
@@ -167,4 +168,4 @@ def _time(text: str) -> str:
     """The time spans that stand in a text, as `parse_spans` reads them; empty where there are none."""
     if parse_spans(text):
         return text
-    return ", ".join(match[0] for match in _SPAN.finditer(text) if parse_spans(match[0]))
+    return ", ".join(match[0] for match in _SPAN.finditer(text[-_LONGEST_SEARCHED:]) if parse_spans(match[0]))
