@@ -30,6 +30,7 @@ ROOMS = [
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.extraction", "appo.measures", "appo.statistics", "appo.official",
     "appo.sampling", "appo.decoding", "appo.frame_folders", "appo.video", "appo.frame_cache",
+    "appo.workers", "appo.probing", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.vllm_rollout",
@@ -45,7 +46,7 @@ ROOMS = [
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
     "appo.evaluating",
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
-    "appo.training", "appo.demo", "appo.cli",
+    "appo.training", "appo.demo", "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60

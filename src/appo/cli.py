@@ -10,14 +10,28 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from appo.planning import add_flags, plan_of, shown
+
 EXAMPLES = {
     "appo": "example:\n  appo demo\n  appo train --config recipes/spotlight.yaml",
     "demo": "example:\n  appo demo --method dapo --steps 40 --seed 3 --output runs/dapo-3",
+    "data": "example:\n  appo data check nextqa --annotations NExT-QA --videos NExTVideo --split val",
+    "check": (
+        "example:\n  appo data check nextqa --annotations NExT-QA --videos NExTVideo --split val --report faults.json\n"
+        "  appo data check jsonl --annotations mine.jsonl --quick --allow 10\n\n"
+        "Exit code 0 with at most N faults (--allow), 2 with more. What is checked: docs/data.md."
+    ),
     "eval": (
         "example:\n  appo eval --model spotlight --output runs/eval\n"
         "  appo eval --model Qwen/Qwen2.5-VL-7B-Instruct --dataset vsi-bench --annotations VSI --output runs/vsi\n"
         "  appo eval --compare runs/vsi runs/vsi-appo\n\n"
         "The same command goes on with what an interrupted one left, and scores a finished one again."
+    ),
+    "plan": (
+        "example:\n  appo plan --model qwen2.5-vl-7b --gpus 8 --sharding zero3\n"
+        "  appo plan --model qwen2.5-vl-3b --gpus 1 --gpu-memory 24 --dtype bf16 --lora-r 64\n"
+        "  appo plan --config recipes/spotlight.yaml --gpus 1\n\n"
+        "GB are 1e9 bytes. What is checked against measured peaks, and what is arithmetic: docs/scaling.md."
     ),
     "train": (
         "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
@@ -42,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _demo(arguments)
         if arguments.command == "eval":
             return _eval(arguments, rest)
+        if arguments.command == "data":
+            return _check(arguments, rest)
+        if arguments.command == "plan":
+            return _plan(arguments, rest)
         return _train(arguments, rest)
     except KeyboardInterrupt as stop:
         print(f"appo: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -76,9 +94,27 @@ def _parser() -> argparse.ArgumentParser:
     train = described(commands.add_parser("train", help="train from a configuration", allow_abbrev=False), "train")
     train.add_argument("--config", help="YAML file of settings")
     train.add_argument("--tiny", action="store_true", help="dry run: two steps of the tiny policy on generated clips")
+    data = described(commands.add_parser("data", help="check a dataset", allow_abbrev=False), "data")
+    tasks = data.add_subparsers(dest="task", required=True, metavar="TASK")
+    purpose = "find everything that is wrong with annotations, videos and images"
+    _add_check_flags(described(tasks.add_parser("check", help=purpose, allow_abbrev=False), "check"))
     purpose = "score a model on a dataset, or compare two evaluations"
     _add_eval_flags(described(commands.add_parser("eval", help=purpose, allow_abbrev=False), "eval"))
+    plan = commands.add_parser("plan", help="memory a run needs on each GPU, before it is run", allow_abbrev=False)
+    add_flags(described(plan, "plan"))
     return parser
+
+
+def _add_check_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument
+    flags("dataset", help="a name of appo.data.DATASETS; jsonl: your own questions")
+    flags("--annotations", required=True, help="annotation file or folder (docs/data.md)")
+    flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
+    flags("--split", help="part of the dataset (docs/data.md)")
+    flags("--quick", action="store_true", help="decode one frame of each video instead of all")
+    flags("--workers", type=_positive, default=os.cpu_count() or 1, help="processes that decode (default: all cores)")
+    flags("--report", type=Path, help="JSON file of all faults, to write")
+    flags("--allow", type=int, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 
 def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +151,21 @@ def _demo(arguments: argparse.Namespace) -> int:
     settings = DemoSettings(output, arguments.method, arguments.steps, arguments.seed, arguments.questions)
     run_demo(settings, Console())
     return 0
+
+
+def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from appo.check_command import run_check
+
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo data check --help` lists what there is")
+    where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
+    how = {name: getattr(arguments, name) for name in ("quick", "workers", "report", "allow")}
+    if run_check(Console(), *where, **how):
+        return 0
+    print(f"appo: more than {arguments.allow} faults in {arguments.annotations} (--allow)", file=sys.stderr)
+    return 2
 
 
 def _eval(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -156,6 +207,13 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     console = Console()
     folder = train(*parse([*config, *rest], tiny=arguments.tiny), console)
     console.print(f"run folder: {folder}", highlight=False)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo plan --help` lists what there is")
+    print(shown(plan_of(arguments)))
     return 0
 
 
