@@ -110,6 +110,10 @@ class APPOConfig(GRPOConfig):
         default=16, metadata={"help": "Most frames sampled per video. APPO: 16 (100 for grounding)."}
     )
     video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled per video, if it has them."})
+    frame_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps sampled frames from run to run, without loss; None: decode in every run."},
+    )
     shared_prefix: bool = field(
         default=True,
         metadata={"help": "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.frame_cache import FrameCache
 from appo.packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
 from appo.spans import check_time_advances
 from appo.video import FrameSampling, SampledVideo, VideoSource, lm_frame_timestamps, read_video
@@ -25,22 +26,32 @@ class VideoCache:
 
     Attributes:
         decoded: number of videos (clips of one file count each) decoded so far.
+        hits: number of videos found in the cache on disk instead.
     """
 
-    def __init__(self, video_processor: Any, sampling: FrameSampling) -> None:
+    def __init__(self, video_processor: Any, sampling: FrameSampling, cache: FrameCache | None = None) -> None:
         self._video_processor = video_processor
         self._sampling = sampling
         self._videos: dict[VideoSource, SampledVideo] = {}
         self._timestamps: dict[VideoSource, tuple[float, ...]] = {}
-        self.decoded = 0
+        self._cache = cache
+        self.decoded = self.hits = 0
 
     def read(self, source: VideoSource) -> SampledVideo:
         """The sampled video, decoded now if it has not been yet. Raises VideoError (typed, one line)."""
         if source not in self._videos:
-            self._videos[source] = video = read_video(source, self._video_processor, self._sampling)
+            self._videos[source] = video = self._read(source)
             self._timestamps[source] = lm_frame_timestamps(video, self._video_processor.temporal_patch_size)
-            self.decoded += 1
         return self._videos[source]
+
+    def _read(self, source: VideoSource) -> SampledVideo:
+        if self._cache is None:
+            video, found = read_video(source, self._video_processor, self._sampling), False
+        else:
+            video, found = self._cache.read(source, self._video_processor, self._sampling)
+        self.hits += found
+        self.decoded += not found
+        return video
 
     def timestamps(self, messages: Messages) -> tuple[float, ...]:
         """Seconds of each frame the language model sees in a conversation whose videos have been read."""
