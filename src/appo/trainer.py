@@ -20,6 +20,7 @@ from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig
 from appo.encoding import PromptEncoder
+from appo.frame_cache import cache_in
 from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
 from appo.packing import unwrap
 from appo.resampling import FreshRows, is_flat, resample
@@ -76,7 +77,7 @@ class APPOTrainer(ResumableTrainer):
         sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
         self.encoder = PromptEncoder(
             self.processing_class,
-            VideoCache(getattr(self.processing_class, "video_processor", None), sampling),
+            VideoCache(getattr(self.processing_class, "video_processor", None), sampling, cache_in(args.frame_cache)),
             self.accelerator.device,
             self.accelerator.autocast,
             self.watch,
@@ -112,8 +113,7 @@ class APPOTrainer(ResumableTrainer):
             return
         own = self.generation_kwargs.get("suppress_tokens") or []
         banned = sorted({*vision_token_ids(self.model.config), *own})
-        self.generation_kwargs["suppress_tokens"] = banned
-        self.generation_config.suppress_tokens = banned
+        self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = banned
 
     # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
 
