@@ -223,6 +223,11 @@ class ResumableTrainer(WholeCheckpoints, GRPOTrainer):
         return logs | {"prompt": [strip_images_from_messages(prompt) for prompt in logs["prompt"]]}
 
     def _restore_rollout(self, state: Mapping[str, Any]) -> None:
+        if self.args.sync_ref_model:
+            raise CheckpointError(
+                f"{self._resumed}: cannot be resumed from: it does not hold the reference that sync_ref_model moves; "
+                "begin again, or train with sync_ref_model false"
+            )
         self._step, self._buffered_inputs = state["micro_step"], state["batches"]
         _extend(self._logs, state["completions"])
         # TRL's sampler draws a new order each epoch from a generator that transformers does not bring forward.
