@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appo.statistics import bootstrap_interval, mcnemar, paired_difference, pass_at_k, wilson_interval
+from appo.statistics import bootstrap_interval, mcnemar, pass_at_k, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -97,23 +97,7 @@ def test_what_cannot_be_bootstrapped_is_refused(cells: list[list[float]], weight
         bootstrap_interval(cells, weights)
 
 
-# --- two models --------------------------------------------------------------------------------------------------
-
-
-def test_a_paired_difference_is_that_of_the_pairs() -> None:
-    first, second = [0.0, 0.0, 1.0, 0.5, 0.2], [1.0, 0.0, 1.0, 0.0, 0.9]
-    mean, low, high = paired_difference(first, second)
-    assert mean == pytest.approx(0.24)
-    pairs = [b - a for a, b in zip(first, second, strict=True)]
-    assert (low, high) == bootstrap_interval([pairs])
-    everything = np.array(every_resample([pairs], [1.0]))
-    assert (everything < low - 1e-9).mean() <= 0.035
-    assert (everything > high + 1e-9).mean() <= 0.035
-    assert paired_difference(second, first)[0] == -mean
-    assert paired_difference(first, first) == (0.0, 0.0, 0.0)
-    for wrong in ([], first[:4]):
-        with pytest.raises(ValueError, match="give both models' scores of the same questions"):
-            paired_difference(wrong, [] if not wrong else second)
+# --- McNemar -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

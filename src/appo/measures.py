@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from appo.types import VideoQA
 
 GRADED = ("ocr", "text", "regression", "mra")  # kinds whose score may lie between 0 and 1
+NEXT_QA_PARTS = ("C", "T", "D", "CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")
+VSI_TASKS = (
+    "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation",
+    "object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,14 @@ class Benchmark:
     response_format: str = "answer"
 
 
-def _metadata(*names: str, prefix: str = "") -> Callable[[VideoQA], list[str]]:
-    """What a question's metadata say under these names, where they do."""
-    return lambda question: [
-        f"{prefix and name + prefix}{question.metadata[name]}"
-        for name in names
-        if question.metadata.get(name) is not None
-    ]
+def _said_in(*names: str) -> Callable[[VideoQA], list[str]]:
+    """What the metadata say under these names, where they do; with several names as ``name/what``."""
+
+    def parts(question: VideoQA) -> list[str]:
+        there = [(name, question.metadata[name]) for name in names if question.metadata.get(name) is not None]
+        return [f"{name}/{said}" if len(names) > 1 else str(said) for name, said in there]
+
+    return parts
 
 
 def _next_qa_parts(question: VideoQA) -> list[str]:
@@ -105,14 +111,14 @@ def _vsi_path(question: VideoQA) -> tuple[str, str]:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "seed-bench-r1": Benchmark(parts=_metadata("split")),
-    "video-r1": Benchmark((Measure("score"),), _metadata("problem_type")),
+    "seed-bench-r1": Benchmark(parts=_said_in("split")),
+    "video-r1": Benchmark((Measure("score"),), _said_in("problem_type")),
     "nextqa": Benchmark(parts=_next_qa_parts, order=("C", "T", "D", "CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")),
     "nextgqa": Benchmark(GROUNDING, response_format="grounded"),
-    "perception-test": Benchmark(parts=_metadata("area", "reasoning", prefix="/")),
-    "vsi-bench": Benchmark((Measure("score"),), _metadata("task"), path=_vsi_path),
-    "mvbench": Benchmark(parts=_metadata("task")),
-    "spotlight": Benchmark(parts=_metadata("level")),
+    "perception-test": Benchmark(parts=_said_in("area", "reasoning")),
+    "vsi-bench": Benchmark((Measure("score"),), _said_in("task"), VSI_TASKS, _vsi_path),
+    "mvbench": Benchmark(parts=_said_in("task")),
+    "spotlight": Benchmark(parts=_said_in("level")),
     "jsonl": Benchmark((Measure("score"),), lambda question: [f"kind/{question.kind}"]),
 }
 

@@ -59,7 +59,7 @@ class Difference:
         second: the second's.
         low: lower end of the 95 % interval of second - first, by a bootstrap that draws questions as pairs.
         high: its upper end.
-        p_value: that both are right equally often (McNemar, exact); None where a question is not just right or wrong.
+        p_value: that both are right equally often (McNemar, exact); None where the figure is no plain share.
         questions: how many the figure is about.
     """
 
@@ -162,6 +162,11 @@ class _Row:
     binary: list[bool]
     paths: list[tuple[str, ...]]
 
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure is a share of right questions: neither graded nor a mean of several means."""
+        return all(self.binary) and len(set(self.paths)) == 1
+
     def part(self, name: str, places: Sequence[int]) -> _Row:
         """The same figure of some of the questions."""
         return _Row(
@@ -242,21 +247,20 @@ def _in_order(names: set[str], order: Sequence[str]) -> list[str]:
 def _score(row: _Row) -> Score:
     n, cells, weights = len(row.values), *_cells(row.values, row.paths)
     value = _mean(cells, weights)
-    is_share = all(row.binary) and len(cells) == 1
-    low, high = wilson_interval(value, n) if is_share else bootstrap_interval(cells, weights)
+    low, high = wilson_interval(value, n) if row.is_share else bootstrap_interval(cells, weights)
     answered = [place for place, value in enumerate(row.skipping) if value is not None]
     answered_only = None
     if answered and row.skipping != row.values:
         there = [row.skipping[place] or 0.0 for place in answered]
         answered_only = _mean(*_cells(there, [row.paths[place] for place in answered]))
-    return Score(row.name, value, low, high, n, "wilson" if is_share else "bootstrap", answered_only)
+    return Score(row.name, value, low, high, n, "wilson" if row.is_share else "bootstrap", answered_only)
 
 
 def _difference(first: _Row, second: _Row) -> Difference:
     better = [b - a for a, b in zip(first.values, second.values, strict=True)]
     low, high = bootstrap_interval(*_cells(better, first.paths))
-    is_binary = all(first.binary) and all(second.binary)
-    p_value = mcnemar(sum(one < 0 for one in better), sum(one > 0 for one in better)) if is_binary else None
+    is_share = first.is_share and second.is_share
+    p_value = mcnemar(sum(one < 0 for one in better), sum(one > 0 for one in better)) if is_share else None
     before, after = (_mean(*_cells(row.values, row.paths)) for row in (first, second))
     return Difference(first.name, before, after, low, high, p_value, len(better))
 

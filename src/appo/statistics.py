@@ -61,29 +61,6 @@ def _resampled_means(values_Q: NDArray[np.float64], resamples: int, rng: Any) ->
     return np.concatenate(means)
 
 
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float, float]:
-    """How much better the second model answers the same questions: mean difference, and its 95 % interval.
-
-    Args:
-        first: one score a question.
-        second: the other model's, in the same order.
-        resamples: see `bootstrap_interval`.
-        seed: see `bootstrap_interval`.
-
-    Returns:
-        ``(mean of second - first, low, high)``; questions are resampled as pairs.
-
-    Raises:
-        ValueError: not one score a question from both, or no question.
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} scores: give both models' scores of the same questions")
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    return math.fsum(differences) / len(differences), *bootstrap_interval([differences], resamples=resamples, seed=seed)
-
-
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
 
