@@ -161,10 +161,11 @@ def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f"unknown argument {rest[0]}; `appo data check --help` lists what there is")
     where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
-    how = {name: getattr(arguments, name) for name in ("quick", "workers", "report", "allow")}
-    if run_check(Console(), *where, **how):
+    how = {name: getattr(arguments, name) for name in ("quick", "workers", "report")}
+    faults = run_check(Console(), *where, **how)
+    if faults <= arguments.allow:
         return 0
-    print(f"appo: more than {arguments.allow} faults in {arguments.annotations} (--allow)", file=sys.stderr)
+    print(f"appo: {faults} faults in {arguments.annotations}, {arguments.allow} are allowed (--allow)", file=sys.stderr)
     return 2
 
 

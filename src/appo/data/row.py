@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 # What can be wrong with a row that says something. The sorts that need its video are in `appo.checking`.
-UNREADABLE, OUT_OF_RANGE, NO_OPTION, DUPLICATE = "unreadable row", "answer out of range", "no such option", "duplicate"
+UNREADABLE, DUPLICATE = "unreadable row", "duplicate"
+OUT_OF_RANGE, NO_OPTION = "answer out of range", "options without the answer"
 
 LONGEST = 1000  # characters of a message; what is in the middle of a longer one is left out
 
