@@ -1,4 +1,4 @@
-"""How large a Qwen2.5-VL is: its shape, its parameters, and the tokens a video becomes. Arithmetic only, nothing loaded.
+"""How large a Qwen2.5-VL is: its parameters, and the tokens a video becomes. Arithmetic only, nothing is loaded.
 
 Sources: the models' published ``config.json`` (for the table), transformers' model and video processor (for the rules).
 `tests/test_architecture.py` compares the counts with the model itself, built without memory, and the tokens with the

@@ -70,7 +70,7 @@ class Kernels:
     attention: str = "sdpa"
 
 
-CPU = Kernels(packs_head=False, head_floats=5)
+CPU = Kernels(packs_head=False, head_floats=7)
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,11 @@ class Run:
     def accumulates(self) -> bool:
         """Whether gradients of an earlier micro-batch are there while a later one is made."""
         return self.prompts > self.prompts_per_call
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one backward pass: autograd holds each weight's gradient until the last is through."""
+        return self.prompts_per_call * -(-self.generations // self.responses_at_once)
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 
@@ -253,7 +258,7 @@ def layer_saved_bytes(run: Run) -> int:
 
 
 def _response_keys(run: Run) -> int:
-    """Keys and values of each response, the prompt's in front of them; SDPA wants them once a query head, and a mask."""
+    """Keys and values of each response, the prompt's in front of them; for SDPA once a query head, and a mask."""
     a, e, L = run.architecture, run.numbers.activation, run.prompt - 1 + run.completion
     if run.kernels.attention != "sdpa":
         return 2 * run.responses_at_once * L * a.kv_width * e

@@ -171,8 +171,13 @@ def _head_gradient(run: Run) -> int:
 
 
 def _before(run: Run) -> Parts:
-    """Gradients of earlier micro-batches; a sharded run's are reduced as they come."""
-    return {"gradients": gradients_bytes(run)} if run.accumulates else {}
+    """Gradients of earlier micro-batches, and those that wait for other passes of this one."""
+    return {"gradients": gradients_bytes(run) if run.accumulates else 0, "gradients of other passes": _waiting(run)}
+
+
+def _waiting(run: Run) -> int:
+    size = FP32 if run.lora_rank or run.numbers.cast else run.numbers.gradient
+    return run.trained * size if run.passes > 1 else 0
 
 
 def _in_forward(run: Run) -> Parts:
@@ -218,6 +223,7 @@ def _in_first_layer(run: Run) -> Parts:
         missing = missing and gradients_bytes(run) * own // run.trained
     return {
         "gradients": gradients_bytes(run) - missing,
+        "gradients of other passes": _waiting(run) if run.accumulates else 0,
         "kept for backward": kept,
         "a layer's backward": layer,
         "gradient of the LM head": waiting,
@@ -229,6 +235,7 @@ def _in_embedding(run: Run) -> Parts:
     waiting = 2 if run.architecture.tied else 1
     return {
         "gradients": gradients_bytes(run),
+        "gradients of other passes": _waiting(run) if run.accumulates else 0,
         "gradient of the embedding": waiting * _head_gradient(run),
         "kept for backward": _stream(run),
     }

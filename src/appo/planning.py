@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appo.architecture import read_architecture, video_shape
-from appo.memory import PRECISIONS, Kernels, Run
-from appo.phases import Phase, phases, vision_bytes
+from appo.memory import FP32, PRECISIONS, Kernels, Run
+from appo.phases import Phase, features_bytes, phases
 
 GB = 1e9
 # Share of a GPU left to the CUDA context, libraries and fragmentation: an assumption, not measured.
@@ -80,9 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--lora-r", type=int, help="rank of adapters on the language model; 0: train all of it (default: 0)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, help="default: on")
     add("--attention", choices=("sdpa", "flash_attention_2"), help="default: sdpa")
-    add(
-        "--vllm-share", type=float, help="share of the GPU for a colocated vLLM; 0: transformers generates (default: 0)"
-    )
+    add("--vllm-share", type=float, help="of the GPU for a colocated vLLM; 0: transformers generates (default: 0)")
 
 
 PAPER: dict[str, Any] = {
@@ -288,15 +286,17 @@ def shown(plan: Plan) -> str:
 
 
 def _tokens_shown(run: Run) -> list[str]:
-    a, v, mode = run.architecture, run.video, "LoRA" if run.lora_rank else "full"
-    saved = run.rows_tokens / run.packed_tokens
+    a, v, kind = run.architecture, run.video, "LoRA" if run.lora_rank else "full"
+    fewer = run.rows_tokens / run.packed_tokens
+    pixels = run.video.patches * a.patch_values * FP32
     return [
-        f"model       {run.parameters / GB:.3f} billion parameters, {run.trained / GB:.3f} trained ({mode}, vision frozen)",
-        f"video       {v.frames} frames of {v.width}x{v.height} for the model, {v.patches} patches of {a.patch_values} values",
-        f"tokens      {v.tokens_per_frame} a frame, {v.tokens} a video, {run.prompt} a prompt, {run.completion} a response",
-        f"group       {run.packed_tokens} tokens packed, {run.rows_tokens} as {run.generations} rows: {saved:.2f} times fewer",
-        f"on one GPU  {run.prompts} prompts a generation, {run.prompts_per_call} a micro-batch; {run.gpus} GPUs, {run.sharding}",
-        f"pixels      {_gb(vision_bytes(run))} once a video, with the vision tower at work; then features",
+        f"model    {run.parameters / GB:.3f} billion parameters, {run.trained / GB:.3f} trained ({kind})",
+        f"video    {v.frames} frames of {v.width}x{v.height} for the model, {v.patches} patches",
+        f"tokens   {v.tokens_per_frame} a frame, {v.tokens} a video, {run.prompt} a prompt, {run.completion} an answer",
+        f"group    {run.packed_tokens} tokens packed; as {run.generations} rows {run.rows_tokens}, {fewer:.2f} times as many",
+        f"pixels   {_gb(pixels, 3)} once a video, then {_gb(features_bytes(run) / run.prompts, 3)} of features",
+        f"batch    {run.prompts} prompts a generation on a GPU, {run.prompts_per_call} a micro-batch",
+        f"GPUs     {run.gpus}, {run.sharding}",
     ]
 
 
@@ -326,5 +326,5 @@ def _verdict(plan: Plan) -> list[str]:
     return lines
 
 
-def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB"
+def _gb(size: float, digits: int = 2) -> str:
+    return f"{size / GB:.{digits}f} GB"
