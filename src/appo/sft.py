@@ -168,13 +168,19 @@ def sft_config(config: APPOConfig) -> SFTConfig:
 
 
 class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer, which makes sure before the first step about videos that the policy sees them.
+    """TRL's SFTTrainer, with a loss over all tokens of a step alike, of a policy that sees.
 
     Raises:
         appo.sight.BlindPolicyError: the policy's words do not depend on the video.
     """
 
     _checked_sight = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Qwen-VL says that its own loss takes no count of tokens, so transformers hands TRL's none either: a step would
+        # be the mean of its micro-batches' means, and a token in short company would count for more.
+        self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of a policy that has been seen to see."""
