@@ -38,7 +38,10 @@ def accuracy_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[floa
 
 def rows_of(questions: list[VideoQA]) -> Dataset:
     return Dataset.from_list(
-        [{"prompt": build_messages(qa, instruction=""), "answer": qa.answer, "kind": qa.kind} for qa in questions]
+        [
+            {"id": qa.id, "prompt": build_messages(qa, instruction=""), "answer": qa.answer, "kind": qa.kind}
+            for qa in questions
+        ]
     )
 
 

@@ -1,0 +1,120 @@
+"""Several processes on one machine (gloo, CPU): the same run as one process's, however the policy is sharded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runs import clips
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+SETTINGS = {
+    "method": "appo",
+    "max_steps": 3,
+    "gradient_accumulation_steps": 1,
+    "max_resampling_rounds": 0,
+}
+ZERO = {
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+}
+# Adam divides by the size of a gradient: rounding moves parameters whose gradient is next to nothing. A step is 1e-3.
+CLOSE = {"ddp": 2e-5, "fsdp2": 2e-5, "deepspeed": 3e-4}
+has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    clips(folder / "clips", 8)
+    return folder
+
+
+def run(
+    folder: Path, processes: int, sharding: str, *, sampling: str = "by prompt", rewards: str = "plain", **settings: Any
+) -> dict[str, Any]:
+    """Train in operating-system processes; what the first one wrote."""
+    output = folder / f"{sharding}-{processes}-{rewards}-{settings.get('method', 'appo')}"
+    output.mkdir(exist_ok=True)
+    settings = {"per_device_train_batch_size": 8 // processes, **SETTINGS, **settings}
+    task = {"clips": str(folder / "clips"), "output": str(output), "sharding": sharding, "settings": settings}
+    task |= {"sampling": sampling, "rewards": rewards}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    on_cpu = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"} if sharding == "deepspeed" else {}
+    on_cpu = on_cpu or {"ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **on_cpu}
+    done = subprocess.run(
+        [*command, str(WORKER), json.dumps(task)], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(output / "result.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict[str, Any]:
+    return run(folder, 1, "ddp")
+
+
+def measured(result: dict[str, Any], name: str) -> list[float]:
+    return [entry[name] for entry in result["log"] if name in entry]
+
+
+def assert_same_run(result: dict[str, Any], alone: dict[str, Any], close: float) -> None:
+    """Metrics and parameters within rounding, and groups whole: each prompt with one process."""
+    names = {name for entry in alone["log"] for name in entry if not name.startswith(("time/", "train_"))}
+    names -= {"step_time", "appo/score_share"}
+    assert {"loss", "grad_norm", "reward", "appo/mean_weight", "appo/crucial_frames", "entropy"} <= names
+    for name in names:
+        assert measured(result, name) == pytest.approx(measured(alone, name), rel=1e-5, abs=1e-6), name
+    assert max(measured(alone, "grad_norm")) > 1, "nothing was learned, so nothing was compared"
+    worst = {
+        name: float((parameter - alone["parameters"][name]).abs().max())
+        for name, parameter in result["parameters"].items()
+    }
+    assert max(worst.values()) < close, max(worst.items(), key=lambda pair: pair[1])
+    steps = zip(*result["groups"], strict=True)
+    assert [sorted(chain.from_iterable(groups)) for groups in steps] == [sorted(ids) for ids in alone["groups"][0]]
+
+
+@pytest.mark.parametrize(
+    ("sharding", "settings"),
+    [
+        pytest.param("ddp", {}, id="ddp"),
+        pytest.param("fsdp2", {}, id="fsdp2"),
+        *(
+            pytest.param(
+                "deepspeed",
+                {"use_cpu": False, "deepspeed": {"zero_optimization": zero, **ZERO}},
+                id=f"zero{zero['stage']}",
+                marks=pytest.mark.skipif(not has_deepspeed, reason="deepspeed is not installed"),
+            )
+            for zero in ({"stage": 2}, {"stage": 3, "stage3_param_persistence_threshold": 0})
+        ),
+    ],
+)
+def test_two_processes_do_what_one_does(folder, alone, sharding, settings):
+    result = run(folder, 2, sharding, **settings)
+    assert_same_run(result, alone, CLOSE[sharding])
+    stage = settings.get("deepspeed", {}).get("zero_optimization", {}).get("stage")
+    assert (result["sharded"] > 0) == (sharding == "fsdp2" or stage == 3), "the policy was not sharded as asked"
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_processes_stay_in_step_when_one_has_nothing_to_resample(folder, sharding):
+    """Process 0 replaces every group each round, process 1 none: neither waits for ever, and both train."""
+    settings = {"max_resampling_rounds": 2, "overlong_cache": 0, "max_steps": 2}
+    result = run(folder, 2, sharding, sampling="free", rewards="of process 1", **settings)
+    assert measured(result, "resampling/flat_groups") == [0.5, 0.5], "one of two groups stays flat, as it must"
+    assert len(measured(result, "grad_norm")) == 2
+    assert min(measured(result, "grad_norm")) > 0
