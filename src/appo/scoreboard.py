@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 LINES = 10  # of progress where there is no terminal
 
@@ -34,11 +35,11 @@ class Sheet:
         if not console.is_terminal:
             console.print(self.markdown(), markup=False, highlight=False, soft_wrap=True, end="")
             return
-        table = Table(title=self.title)
+        table = Table(title=Text(self.title))
         for index, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if index else "left")
+            table.add_column(Text(name), justify="right" if index else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
         for remark in self.remarks:
             console.print(remark, markup=False, highlight=False)
