@@ -17,7 +17,6 @@ from appo.inspection import inspect_question
 from appo.predictions import batches
 from appo.records import RolloutRecord
 from appo.spotlight import build_policy
-from appo.statistics import wilson_interval
 from appo.video import FrameSampling
 from runs import clips
 
@@ -36,15 +35,6 @@ def record(questions) -> RolloutRecord:
     return inspect_question(
         model, processor, questions[0], SAMPLING, max_new_tokens=12, responses=3, instruction="", step=7, max_weight=1.5
     )
-
-
-@pytest.mark.parametrize(
-    ("share", "n", "low", "high"),
-    # Agresti & Coull 1998 and R's prop.test(..., correct = FALSE)
-    [(0.5, 10, 0.2366, 0.7634), (0.0, 10, 0.0, 0.2775), (1.0, 20, 0.8389, 1.0), (0.81, 263, 0.7583, 0.8528)],
-)
-def test_wilson_interval_equals_published_values(share, n, low, high):
-    assert wilson_interval(share, n) == (pytest.approx(low, abs=2e-4), pytest.approx(high, abs=2e-4))
 
 
 def test_accuracy_counts_unparsable_answers_as_wrong():
@@ -106,8 +96,8 @@ def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
     encode, write = evaluate._encode, evaluate.generate
     writing = []
 
-    def announced(processor, asking, index, batch):
-        encoded = encode(processor, asking, index, batch)
+    def announced(processor, asking, cache, index, batch):
+        encoded = encode(processor, asking, cache, index, batch)
         read[index].set()
         return encoded
 

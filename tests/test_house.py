@@ -82,6 +82,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
     [
         ("types perception prompts rewards data spans records", "transformers trl accelerate datasets"),
         ("prompts intervals answers rewards", "torch numpy rouge_score nltk"),
+        ("extraction measures statistics official", "torch transformers trl datasets rouge_score"),
         ("attention scoring rollout evaluate", "trl datasets"),
         ("spotlight.world spotlight.teacher", "torch numpy transformers trl"),
         ("cli", "torch transformers trl"),  # --help and a user's mistake are answered at once

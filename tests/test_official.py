@@ -256,6 +256,15 @@ def test_vsi_bench_takes_a_whole_answer_where_the_script_takes_its_first_word() 
     assert score_of("vsi-bench", LETTER, wrapped(said), lenient=True) == 1.0
 
 
+def test_mvbench_wants_the_option_where_the_script_looks_for_the_first_word_in_it() -> None:
+    """Its script asks whether the first word, without full stops, is part of ``(b)``: nothing always is."""
+    task = replace(LETTER, metadata={"task": "moving_count"})
+    for said, script, ours in (("", True, 0.0), ("( b", True, 0.0), ("B) a red cup", True, 0.0), ("(B)", True, 1.0)):
+        first = said.lower().split(" ")[0]
+        assert (first.replace(".", "") in "(b)" or "(b)" in first) == script
+        assert score_of("mvbench", task, wrapped(said)) == ours
+
+
 def test_video_r1_numbers_are_values_where_the_script_compares_how_they_are_written() -> None:
     three = VideoQA("1", "x.mp4", "?", "3", "number", metadata={"problem_type": "numerical"})
     assert score_of("video-r1", three, wrapped("3.0")) == 1.0, "the script wants a decimal point in both or none"
