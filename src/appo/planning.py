@@ -293,7 +293,7 @@ def _tokens_shown(run: Run) -> list[str]:
         f"model    {run.parameters / GB:.3f} billion parameters, {run.trained / GB:.3f} trained ({kind})",
         f"video    {v.frames} frames of {v.width}x{v.height} for the model, {v.patches} patches",
         f"tokens   {v.tokens_per_frame} a frame, {v.tokens} a video, {run.prompt} a prompt, {run.completion} an answer",
-        f"group    {run.packed_tokens} tokens packed; as {run.generations} rows {run.rows_tokens}, {fewer:.2f} times as many",
+        f"group    {run.packed_tokens} tokens packed, {run.rows_tokens} as {run.generations} rows: {fewer:.2f}x",
         f"pixels   {_gb(pixels, 3)} once a video, then {_gb(features_bytes(run) / run.prompts, 3)} of features",
         f"batch    {run.prompts} prompts a generation on a GPU, {run.prompts_per_call} a micro-batch",
         f"GPUs     {run.gpus}, {run.sharding}",
