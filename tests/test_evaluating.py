@@ -166,6 +166,16 @@ def test_where_no_video_is_there_nothing_is_asked(tmp_path, reader, capsys):
     assert not (tmp_path / "e").exists()
 
 
+def test_frames_that_were_kept_are_not_decoded_again_and_change_nothing(tmp_path, reader, monkeypatch):
+    arguments = ["--model", reader, *lettered_questions(tmp_path / "d", 3), "--max-new-tokens", "5"]
+    cached = [*arguments, "--frame-cache", str(tmp_path / "frames")]
+    assert evaluate(tmp_path / "plain", *arguments) == evaluate(tmp_path / "first", *cached) == 0
+    monkeypatch.setattr("appo.frame_cache.read_video", None)
+    assert evaluate(tmp_path / "second", *cached) == 0
+    written = {name: (tmp_path / name / "predictions.jsonl").read_bytes() for name in ("plain", "first", "second")}
+    assert len(set(written.values())) == 1
+
+
 # --- going on ----------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +232,10 @@ def test_users_mistakes_end_with_code_2_and_one_line(tmp_path, arguments, messag
 def test_twice_the_same_id_and_an_answer_that_cannot_be_scored_are_named(tmp_path, capsys):
     rows = [{"video": str(clip()), "question": "Which?", "answer": "1", "kind": "number", "id": "x"}]
     file = tmp_path / "mine.jsonl"
-    for more, message in (({}, "id 'x'"), ({"id": "y", "answer": "many"}, "'many', which is not a number")):
+    for more, message in (
+        ({}, "line 2: id 'x' was there before"),
+        ({"id": "y", "answer": "many"}, "'many', which is not a number"),
+    ):
         file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | more]))
         assert evaluate(tmp_path / "e", "--model", "spotlight", "--dataset", "jsonl", "--annotations", str(file)) == 2
         assert message in capsys.readouterr().err

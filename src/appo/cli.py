@@ -133,6 +133,7 @@ def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
     flags("--max-new-tokens", type=_positive, help="longest response (default: 1024; tiny policy: 128)")
     flags("--fps", type=float, help="frames sampled a second (default: 2)")
     flags("--max-frames", type=_positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--instruction", help="closes every prompt (default: asks for the format; tiny policy: nothing)")
     flags("--seed", type=int, help="of the samples (default: 0)")
     flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from appo.frame_cache import FrameCache
 from appo.predictions import Reply, batches
 from appo.prompts import INSTRUCTION, build_messages, parse_response
 from appo.rewards import score_answer
@@ -60,7 +61,11 @@ class _EncodedBatch:
 
 
 def answer(
-    model: Any, processor: Any, asked: Iterable[tuple[int, list[VideoQA]]], asking: Asking
+    model: Any,
+    processor: Any,
+    asked: Iterable[tuple[int, list[VideoQA]]],
+    asking: Asking,
+    cache: FrameCache | None = None,
 ) -> Iterator[AnsweredBatch]:
     """Answer batches of questions. While the model writes, a thread decodes and encodes the next batch.
 
@@ -72,8 +77,10 @@ def answer(
         processor: its processor.
         asked: batches with their indices (:func:`appo.predictions.batches`).
         asking: how.
+        cache: where sampled frames are kept on disk.
 
     Raises:
+        OSError: the cache cannot be read or written.
         ValueError: the accelerator's memory does not hold a batch.
     """
     was_training = model.training
@@ -81,7 +88,7 @@ def answer(
     pool = ThreadPoolExecutor(1, "encode")
     try:
         start = time.perf_counter()
-        for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, *pair), asked):
+        for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, cache, *pair), asked):
             replies = _reply(model, processor, batch, asking)
             yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
             start = time.perf_counter()
@@ -104,8 +111,10 @@ def _one_ahead(
         yield waiting.result()
 
 
-def _encode(processor: Any, asking: Asking, index: int, questions: list[VideoQA]) -> _EncodedBatch:
-    videos = VideoCache(processor.video_processor, asking.sampling)
+def _encode(
+    processor: Any, asking: Asking, cache: FrameCache | None, index: int, questions: list[VideoQA]
+) -> _EncodedBatch:
+    videos = VideoCache(processor.video_processor, asking.sampling, cache)
     prompts = [_prompt(processor, videos, question, asking.instruction) for question in questions]
     return _EncodedBatch(index, questions, prompts)
 

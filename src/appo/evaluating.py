@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from appo.data import DATASETS, read
+from appo.data import answer_fault, read_each
+from appo.data.row import DUPLICATE, Row, RowError
 from appo.evaluate import Asking, answer
+from appo.frame_cache import cache_in
 from appo.models import fingerprint, load_model
 from appo.official import response_format
 from appo.predictions import CLIPS, EvaluationFolder, batches
 from appo.prompts import INSTRUCTIONS, PROMPT_VERSION
-from appo.rewards import comparison
 from appo.scoreboard import Progressing
 from appo.scorecard import score
 from appo.spotlight import generate, load_annotations, policy_path
@@ -51,6 +52,7 @@ class EvalSettings:
         max_new_tokens: longest response.
         fps: frames sampled a second.
         max_frames: frames sampled of a video at most.
+        frame_cache: folder in which sampled frames are kept for other runs.
         instruction: closes every prompt; None: the one that asks for the format of the official score.
         seed: of the K samples.
         dtype: of the weights.
@@ -71,6 +73,7 @@ class EvalSettings:
     max_new_tokens: int | None = None
     fps: float | None = None
     max_frames: int | None = None
+    frame_cache: str | None = None
     instruction: str | None = None
     seed: int = 0
     dtype: str | None = None
@@ -108,11 +111,12 @@ def _asking(settings: EvalSettings) -> Asking:
     frames = SAMPLING if world else FrameSampling()
     max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
     fps = frames.fps if settings.fps is None else settings.fps
-    instruction = "" if tiny else INSTRUCTIONS[response_format(settings.dataset)]
+    usual = INSTRUCTIONS[response_format(settings.dataset)]
+    instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
     return Asking(
         sampling=FrameSampling(fps, max_frames, min(frames.min_frames, max_frames)),
         max_new_tokens=settings.max_new_tokens or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
-        instruction=instruction if settings.instruction is None else settings.instruction,
+        instruction=instruction,
         samples=settings.sample or 1,
         temperature=0.0 if settings.sample is None else settings.temperature or 1.0,
         seed=settings.seed,
@@ -155,11 +159,8 @@ def _questions(settings: EvalSettings) -> list[VideoQA]:
     Raises:
         ValueError, OSError: see :func:`appo.data.read`, or one of the above does not hold.
     """
-    if settings.dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {settings.dataset!r}; there are {', '.join(DATASETS)}")
     if settings.annotations is not None:
-        where = (settings.annotations, settings.videos, settings.split)
-        questions = list(read(settings.dataset, *where))
+        questions = _checked(read_each(settings.dataset, settings.annotations, settings.videos, settings.split))
     elif settings.dataset != SPOTLIGHT:
         raise ValueError(f"dataset {settings.dataset} is read from files: give --annotations (and --videos)")
     elif settings.videos is not None or settings.split is not None:
@@ -167,8 +168,8 @@ def _questions(settings: EvalSettings) -> list[VideoQA]:
     else:
         questions = _held_out(settings.output / CLIPS, settings.limit)
     if not questions:
-        raise ValueError(f"{settings.annotations}: holds no question of split {settings.split!r}")
-    _check(questions)
+        part = f" of split {settings.split!r}" if settings.split else ""
+        raise ValueError(f"{settings.annotations}: holds no question{part}")
     chosen = _spaced(questions, settings.limit)
     media = [Path(path) for question in chosen for path in (question.video, question.image) if path]
     if not any(path.exists() for path in media):
@@ -187,16 +188,18 @@ def _held_out(folder: Path, limit: int | None) -> list[VideoQA]:
     return questions
 
 
-def _check(questions: Sequence[VideoQA]) -> None:
-    known: set[str] = set()
-    for question in questions:
-        if question.id in known:
-            raise ValueError(f"two questions have the id {question.id!r}: give every question an id of its own")
-        known.add(question.id)
-        try:
-            comparison(question.answer, question.kind, question.options)
-        except ValueError as error:
-            raise ValueError(f"question {question.id!r}: {error}") from None
+def _checked(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> list[VideoQA]:
+    """The questions; raises, named by file and line, for the first row that cannot be asked or scored."""
+    questions: dict[str, VideoQA] = {}
+    for row, question in found:
+        if not isinstance(question, VideoQA):
+            raise question
+        if fault := answer_fault(row, question):
+            raise fault
+        if question.id in questions:
+            raise row.error(f"id {question.id!r} was there before", "give every question an id of its own", DUPLICATE)
+        questions[question.id] = question
+    return list(questions.values())
 
 
 def _spaced(questions: Sequence[VideoQA], limit: int | None) -> list[VideoQA]:
@@ -224,7 +227,7 @@ def _answer(
         **({"device_map": "auto"} if cuda else {}),
     )
     with Progressing(console, len(questions), done) as progress:
-        for answered in answer(model, processor, left, asking):
+        for answered in answer(model, processor, left, asking, cache_in(settings.frame_cache)):
             folder.append(answered.index, answered.replies, answered.seconds)
             done += len(answered.replies)
             progress.update(done)

@@ -75,9 +75,8 @@ class ScoreCard:
         how = f"{samples} samples at temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
         remarks = [f"{settings['questions']} questions, {how}; scores in %, b: bootstrap, else Wilson interval"]
         if self.missing:
-            remarks.append(
-                f"{self.missing} questions have no prediction and count as wrong; answered only: without them"
-            )
+            of = f"{self.missing} of {settings['questions']} questions"
+            remarks.append(f"{of} have no prediction and count as wrong; answered only: without them")
         cost = [f"{percent(self.unparsable)} % of responses unparsable"]
         cost += [] if self.tokens is None else [f"{self.tokens:.1f} tokens a response"]
         cost += [] if self.seconds is None else [f"{self.seconds:.2f} s a question"]
