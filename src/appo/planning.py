@@ -67,7 +67,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
     add("--frames", type=int, help="sampled from a video (default: 16)")
     add("--resolution", default="640x360", metavar="WxH", help="of the files (default: 640x360)")
-    add("--pixels-per-frame", type=int, default=64 * 28 * 28, help="most, after resizing (default: 50176 = 64*28*28)")
+    add("--pixels-per-frame", type=int, help="most, after resizing (default: 50176 = 64*28*28)")
     add("--prompt-text-tokens", type=int, default=100, help="question and template (default: 100)")
     add("--generations", type=int, help="responses to a prompt (default: 8)")
     add("--completion", type=int, help="tokens of a response (default: 384)")
@@ -88,6 +88,8 @@ PAPER: dict[str, Any] = {
     "frames": 16,
     "generations": 8,
     "completion": 384,
+    "pixels_per_frame": 64 * 28 * 28,
+    "least_pixels": 4 * 28 * 28,
     "prompts_per_call": 1,
     "rows_per_chunk": 0,
     "dtype": "mixed",
@@ -116,7 +118,7 @@ def plan_of(flags: argparse.Namespace) -> Plan:
     gpu_bytes = int(settings["gpu_memory"] * GB)
     run = Run(
         architecture=architecture,
-        video=video_shape(architecture, settings["frames"], height, width, min(most, 4 * 28 * 28), most),
+        video=video_shape(architecture, settings["frames"], height, width, min(most, settings["least_pixels"]), most),
         prompt_text=settings["prompt_text_tokens"],
         generations=settings["generations"],
         completion=settings["completion"],
@@ -156,6 +158,8 @@ def settings_of(path: str) -> dict[str, Any]:
     found = {
         "model": _known_model(config.get("model")),
         "frames": config.get("video_max_frames"),
+        "pixels_per_frame": config.get("video_max_pixels"),
+        "least_pixels": config.get("video_min_pixels"),
         "generations": generations,
         "completion": config.get("max_completion_length"),
         "prompts_per_gpu": calls * config.get(accumulated, 1),
