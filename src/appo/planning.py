@@ -110,7 +110,7 @@ def plan_of(flags: argparse.Namespace) -> Plan:
     """
     given = {name: value for name, value in vars(flags).items() if value is not None}
     settings = {**PAPER, **(settings_of(flags.config) if flags.config else {}), **given}
-    settings.setdefault("prompts_per_gpu", max(1, 16 // settings["gpus"]))
+    settings.setdefault("prompts_per_gpu", max(1, 16 // max(1, settings["gpus"])))
     _check(settings)
     architecture = read_architecture(settings["model"])
     width, height = _sides(settings["resolution"])
