@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -16,6 +17,7 @@ from appo.packing import pack_group
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import frame_cache  # noqa: E402
 import harness  # noqa: E402
 import step_cost  # noqa: E402
 import update_cost  # noqa: E402
@@ -197,6 +199,22 @@ def test_step_cost_gives_every_way_the_same_tokens(tmp_path: Path) -> None:
     generating = {name: way["processor_median"] - way["parts"]["decode"] for name, way in ways.items()}
     quotients = {f"{way}:appo": generating[way] / generating["appo"] for way in others}
     assert result["ratios"]["without decode"] == pytest.approx(quotients)
+
+
+def test_frame_cache_compares_storages_that_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "frames.json"
+    small = ["--seconds", "1", "--height", "48", "--width", "64", "--frames", "4", "--repeats", "1"]
+    result = frame_cache.main([*small, "--output", str(output)])
+    assert_says_where(result, output, "frame_cache")
+    (cell,) = result["cells"]
+    assert cell["shape"] == [4, 48, 64, 3]
+    assert cell["bytes"]["raw"] == 4 * 48 * 64 * 3
+    read = cell["times"]["decode"]["median"] / cell["times"]["webp/read"]["median"]
+    assert cell["ratios"]["wall"]["decode:webp read"] == pytest.approx(read)
+    blank = frame_cache.Storage(bytes, lambda data, shape: np.zeros(shape, np.uint8))
+    monkeypatch.setitem(frame_cache.STORAGES, "blank", blank)
+    with pytest.raises(SystemExit, match="blank lost something"):
+        frame_cache.main([*small, "--output", str(output)])
 
 
 # --- what is committed -----------------------------------------------------------------------------------------------
