@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any, Generic, TypeVar
 
 START_SECONDS = 120.0  # for a new process to import what it needs
@@ -116,6 +116,7 @@ class _Worker(Generic[Task, Result]):
 
 def _serve(pipe: connection.Connection, function: Function[Any, Any]) -> None:
     """A worker's life: (task, limit) in; (seconds,) for more time and (0, result) out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there are no masks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -140,6 +141,7 @@ def _interrupts_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # else started below, which would end the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

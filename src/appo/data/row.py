@@ -24,7 +24,7 @@ class RowError(ValueError):
     def __init__(self, message: str, category: str = UNREADABLE) -> None:
         # Half characters must not end the program when they are printed.
         line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2 - 5]} ... {line[-LONGEST // 2 :]}")
         self.category = category
 
 
