@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str], *, tiny: bool = False) -> tuple[TrainScript,
     """
     clash = [name for name in _REPLACED if f"--{name}" in arguments] if tiny else []
     if clash:
-        raise ValueError(f"--tiny has a {clash[0]} of its own: leave out --{clash[0]} or --tiny")
+        raise ValueError(f"--tiny sets {clash[0]} itself: leave out --{clash[0]} or --tiny")
     shrunk = [word for name, value in _TINY.items() for word in (f"--{name}", value)] if tiny else []
     script, config = OneLineParser((TrainScript, APPOConfig)).parse_args_and_config([*shrunk, *arguments])
     script.check()

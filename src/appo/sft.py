@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from appo.config import APPOConfig
 from appo.encoding import PromptEncoder
+from appo.frame_cache import cache_in
 from appo.packing import IGNORED, join_vision, unwrap
 from appo.prompts import FORMATS
 from appo.recording import MetricsRecorder
@@ -238,7 +239,7 @@ def make_sft_trainer(
     tokenizer = processor.tokenizer
     rows = with_completions(rows, tokenizer, reasoning=reasoning)
     sampling = FrameSampling(config.video_fps, config.video_max_frames, config.video_min_frames)
-    videos = VideoCache(processor.video_processor, sampling)
+    videos = VideoCache(processor.video_processor, sampling, cache_in(config.frame_cache))
     template = config.chat_template_kwargs or {}
     encoder = PromptEncoder(processor, videos, torch.device("cpu"), nullcontext, Stopwatch(), template)
     trainer = VideoSFTTrainer(
