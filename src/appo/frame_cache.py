@@ -167,7 +167,7 @@ def _unpack(body: bytes, source: VideoSource) -> SampledVideo:
 
 
 def _webp(frame_HWC: npt.NDArray[np.uint8]) -> bytes:
-    """Lossless, of the least effort: more effort saves little and takes many times longer."""
+    """Lossless, and of the least effort: writing already takes longer than decoding a short clip."""
     from PIL import Image
 
     buffer = io.BytesIO()
