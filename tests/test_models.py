@@ -66,6 +66,18 @@ def test_a_merged_adapter_has_the_adapters_own_logits(base, adapter, inputs):
     assert processor.tokenizer.padding_side == "left"
 
 
+def test_a_merged_adapter_is_saved_as_a_plain_checkpoint(tmp_path, adapter, inputs):
+    """What lmms-eval and vLLM load: config, weights, tokenizer, processor, template; nothing of PEFT or appo."""
+    merged, processor = load_model(adapter)
+    merged.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not any("adapter" in name for name in names)
+    again, _ = load_model(tmp_path)
+    assert torch.equal(logits(again, inputs), logits(merged, inputs))
+
+
 def test_an_adapters_own_processor_comes_first(tmp_path, adapter):
     shutil.copytree(adapter, tmp_path, dirs_exist_ok=True)
     _, processor = build_policy(0)
