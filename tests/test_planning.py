@@ -215,3 +215,19 @@ def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.Ca
     assert error.startswith("appo: ")
     assert error.count("\n") == 1, error
     assert re.search(message, error), error
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--help"])
+    assert end.value.code == 0
+    assert "example:\n  appo plan " in capsys.readouterr().out
+
+
+def test_every_plan_of_the_page_says_what_the_page_says() -> None:
+    """The tables' cells `--flags` of docs/scaling.md, with the totals beside them."""
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(--model \S+ --gpus 1[^`]*)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert len(rows) >= 2
+    for flags, *totals in rows:
+        assert [f"{phase.total / 1e9:.2f}" for phase in plan(*flags.split()).phases] == totals, flags
