@@ -8,6 +8,7 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded), F f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
-from appo.config import APPOConfig
+from appo.config import APPOConfig, arguments_of
 from appo.encoding import PromptEncoder
 from appo.frame_cache import cache_in
 from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
@@ -27,10 +28,12 @@ from appo.resampling import FreshRows, is_flat, resample
 from appo.resuming import ResumableTrainer
 from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
 from appo.scoring import score_group
+from appo.sharding import as_forward
 from appo.sight import assert_sight
 from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
+from appo.vllm_rollout import VideoEngine
 from appo.weighing import weigh
 
 
@@ -53,14 +56,7 @@ class APPOTrainer(ResumableTrainer):
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: APPOConfig | None = None, *rest: Any, **kwargs: Any
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            args = APPOConfig(f"{name.split('/')[-1]}-APPO")
-        if not isinstance(args, APPOConfig):
-            raise TypeError(f"args must be an appo.APPOConfig, got {type(args).__name__}: it has the method's settings")
-        for name in ("tools", "environment_factory", "rollout_func"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not supported: APPOTrainer trains single-turn answers about videos")
+        args = arguments_of(model, args, kwargs)
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         weights = args.reward_weights
         if args.overlong_cache:
@@ -69,7 +65,7 @@ class APPOTrainer(ResumableTrainer):
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         args.reward_weights = weights
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
-        self._never_sample(args)
+        self._engine = self._never_sample(args) if self._is_vlm else None
         self.on_rollout: Any = None
         self.watch = Stopwatch(STEP_PARTS)
         self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
@@ -99,6 +95,10 @@ class APPOTrainer(ResumableTrainer):
         """The Hugging Face model below accelerate's and PEFT's wrappers."""
         return unwrap(self.accelerator.unwrap_model(self.model))
 
+    def _as_forward(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+        """Work that reads the policy's parameters, on however many processes their shards are."""
+        return as_forward(self.model_wrapped, partial(work, *args, **kwargs))
+
     def _prepare_reference(self, loaded_here: bool) -> None:
         """TRL loads the reference from where the policy's configuration came from; it may have been trained since."""
         reference = unwrap(self.accelerator.unwrap_model(self.ref_model))
@@ -107,13 +107,14 @@ class APPOTrainer(ResumableTrainer):
         if self.args.shared_prefix and self._is_vlm:
             use_appo_attention(reference)
 
-    def _never_sample(self, args: APPOConfig) -> None:
+    def _never_sample(self, args: APPOConfig) -> VideoEngine | None:
         """Ban vision placeholders from sampling: one in a response asks for features that no video has."""
-        if self.use_vllm or not self._is_vlm:
-            return
+        if self.use_vllm:
+            return VideoEngine(self.vllm_generation, self._base_model, self._tokenizer)
         own = self.generation_kwargs.get("suppress_tokens") or []
         banned = sorted({*vision_token_ids(self.model.config), *own})
         self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = banned
+        return None
 
     # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
 
@@ -147,17 +148,17 @@ class APPOTrainer(ResumableTrainer):
             self._see(rollout.encoded[::generations], generations)
             return generated
         groups = self._groups(rollout.rows, prompts, generated)
+        if self._engine is not None:
+            self._engine.check(groups, self._score_group, self._as_forward)
         groups = self._resample(groups) if self.args.max_resampling_rounds else groups
-        samples = [sample for group in groups for sample in group]
-        rollout.groups = groups
-        rollout.rows[:] = [sample.row for sample in samples]
+        samples = rollout.settle(groups)
         prompts[:] = [sample.row["prompt"] for sample in samples]
-        rollout.rewards = torch.stack([sample.rewards for sample in samples])
         for column in {key for sample in samples for key in sample.extras}:
             self._pending_extra_logs[column] = [sample.extras.get(column) for sample in samples]
         self._see([group[0].inputs for group in groups], generations)
-        # TRL asks for old log-probabilities first of all, if it does: when several updates share a rollout (or vLLM).
+        # TRL asks for old log-probabilities first of all, if it does: for vLLM, or if several updates share a rollout.
         stale = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
+        stale = stale or (self.use_vllm and self.vllm_importance_sampling_correction)
         seen = self._seen_prompts is not None
         rollout.wants_old_log_probs = self.args.method == "appo" and stale and seen
         return as_generated(samples, generated)
@@ -173,13 +174,13 @@ class APPOTrainer(ResumableTrainer):
         if not self._rollout.sees:
             self._rollout.encoded = [None] * len(prompts)
             return tuple(super()._tokenize_prompts(prompts))
-        if self.use_vllm:
-            raise ValueError("use_vllm: TRL hands no videos to vLLM, so it would answer blind; set use_vllm to false")
         with self.watch("decode"):
             encoded: list[PromptInputs] = []
             for row, prompt in enumerate(prompts):
                 repeated = row > 0 and prompt == prompts[row - 1]
                 encoded.append(encoded[-1] if repeated else self._encode(prompt))
+            if self._engine is not None:
+                self._rollout.carried = self._engine.carry(self.encoder, prompts, encoded)
         self._rollout.encoded = list(encoded)
         return [inputs["input_ids"][0].tolist() for inputs in encoded], None, {}
 
@@ -188,14 +189,15 @@ class APPOTrainer(ResumableTrainer):
         if has_video(prompt) and not self._checked_sight:
             assert_sight(self._log_probs_of_own_words, inputs)
             self._checked_sight = True
-        return self.encoder.see(self._base_model, prompt, inputs)
+        return self._as_forward(self.encoder.see, self._base_model, prompt, inputs)  # type: ignore[no-any-return]
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> Any:
         assert self._rollout is not None
         prompts = [inputs for inputs in self._rollout.encoded[::num_generations] if inputs is not None]
-        if not prompts:
+        if self.use_vllm or not prompts:
+            images = self._rollout.carried or images
             with self.watch("generate"):
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         unwrapping = unwrap_model_for_generation(
@@ -205,11 +207,8 @@ class APPOTrainer(ResumableTrainer):
             generation_kwargs=self.generation_kwargs,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
-        with (
-            self.watch("generate"),
-            unwrapping as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        whole = self._dist.summon_full_params(self.model_wrapped, recurse=False)
+        with self.watch("generate"), unwrapping as model, whole:
             pad = self._tokenizer.pad_token_id
             groups = respond(model, pad, prompts, num_generations, generation_config=self.generation_config)
         return [ids.tolist() for group in groups for ids in group], None
@@ -277,7 +276,7 @@ class APPOTrainer(ResumableTrainer):
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
         ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
-        self._see([self.encoder.look(self._base_model, inputs)], 1)
+        self._see([self._as_forward(self.encoder.look, self._base_model, inputs)], 1)
         log_probs: Tensor
         log_probs, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), words)
         self._seen_prompts = None
@@ -295,15 +294,15 @@ class APPOTrainer(ResumableTrainer):
             scores = rollout.scores[q] if rollout.scores else self._score_group(group, prompt)
             accuracy_G = torch.stack([sample.rewards[self._accuracy_column] for sample in group])
             with self.watch("weights"):
-                weights = weigh(
-                    self._base_model, scores, accuracy_G, temperature=self.temperature, **self.args.weight_settings
-                )
+                settings = {"temperature": self.temperature, **self.args.weight_settings}
+                weights = self._as_forward(weigh, self._base_model, scores, accuracy_G, **settings)
             scored.append(ScoredGroup(group, times, advantages_G, scores, weights))
         return scored
 
     def _score_group(self, group: Group, prompt: PromptInputs) -> GroupScores:
         with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
-            return score_group(
+            scores: GroupScores = self._as_forward(
+                score_group,
                 self._base_model,
                 prompt,
                 [torch.tensor(sample.completion_ids) for sample in group],
@@ -312,6 +311,7 @@ class APPOTrainer(ResumableTrainer):
                 shared_prefix=self.args.shared_prefix,
                 rows_per_chunk=self.args.rows_per_chunk,
             )
+        return scores
 
     def _old_log_probs(self, length: int) -> Tensor:
         """(B, length) log-probabilities of the rollout's policy, by the pass that captures: it serves both."""

@@ -71,24 +71,6 @@ class EnginePrompt:
         return request | ({"mm_processor_kwargs": {"do_sample_frames": False}} if self.videos else {})
 
 
-def carry(
-    encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
-) -> list[list[EnginePrompt] | None]:
-    """What travels in the place of each row's images: its conversation for vLLM; None for text alone.
-
-    Rows of a group share one EnginePrompt, and it shares the frames that ``encoded`` was made of.
-    """
-    carried: list[list[EnginePrompt] | None] = []
-    for row, messages in enumerate(conversations):
-        if row > 0 and encoded[row] is encoded[row - 1]:
-            carried.append(carried[-1])
-        elif all(part["type"] == "text" for part in message_parts(messages)):
-            carried.append(None)
-        else:
-            carried.append([_engine_prompt(encoder, messages, encoded[row])])
-    return carried
-
-
 def _engine_prompt(encoder: PromptEncoder, messages: Messages, inputs: PromptInputs) -> EnginePrompt:
     shown = [encoder.videos.read(source) for source in video_sources(messages)]
     messages, processor = clean_messages(messages), encoder.processor
@@ -156,9 +138,9 @@ class TrainingPositions:
         given: the positions given to prompts with videos or images, by their tokens, while ``remember`` is set.
     """
 
-    def __init__(self, base: Any, own_rule: Callable[..., tuple[Tensor, int]]) -> None:
+    def __init__(self, base: Any, own_rule: Callable[..., tuple[Tensor, int]], *, remember: bool = True) -> None:
         self._base, self._own_rule = base, own_rule
-        self.remember = True
+        self.remember = remember
         self.given: dict[tuple[int, ...], list[Tensor]] = {}
 
     def __call__(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
@@ -232,6 +214,31 @@ class VideoEngine:
             model.get_mrope_input_positions = self._positions
         self._precision = llm.model_config.dtype
         self._generation.llm = VideoLLM(llm)
+
+    def carry(
+        self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
+    ) -> list[list[EnginePrompt] | None]:
+        """What travels in the place of each row's images: its conversation for vLLM; None for text alone.
+
+        Rows of a group share one EnginePrompt, and it shares the frames that ``encoded`` was made of.
+
+        Raises:
+            ValueError: a vLLM server, to which TRL's client can send pictures only.
+        """
+        if self._generation.mode == "server":
+            raise ValueError(
+                "vllm_mode='server' carries no videos: TRL's client sends pictures only, and a server reads videos at "
+                "other positions than training does (docs/vllm.md); set vllm_mode to 'colocate', or use_vllm to false"
+            )
+        carried: list[list[EnginePrompt] | None] = []
+        for row, messages in enumerate(conversations):
+            if row > 0 and encoded[row] is encoded[row - 1]:
+                carried.append(carried[-1])
+            elif all(part["type"] == "text" for part in message_parts(messages)):
+                carried.append(None)
+            else:
+                carried.append([_engine_prompt(encoder, messages, encoded[row])])
+        return carried
 
     def check(
         self,
