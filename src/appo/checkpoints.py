@@ -159,11 +159,11 @@ def resumable(checkpoint: Path, folder: Path) -> Path:
     """A checkpoint the user named, if the run in ``folder`` can go on from it.
 
     Raises:
-        CheckpointError: it is not complete, or the run has later ones, which going on would overwrite one by one.
+        CheckpointError: it is not complete, or later ones are, which going on would overwrite one by one.
     """
     if wrong := problem(checkpoint):
         raise CheckpointError(f"{checkpoint}: cannot be resumed from: {wrong}")
-    later = [other for other in _checkpoints(folder) if step_of(other) > step_of(checkpoint)]
+    later = [other for other in _checkpoints(folder) if step_of(other) > step_of(checkpoint) and not problem(other)]
     if later:
         names = ", ".join(sorted((other.name for other in later), key=lambda name: step_of(Path(name))))
         raise CheckpointError(

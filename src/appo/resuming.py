@@ -41,6 +41,8 @@ class WholeCheckpoints(Trainer):
     It stands before TRL's trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
     """
 
+    _checked_sight = False  # appo's trainers make sure once that the policy sees
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._parts: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
         self._partial: Path | None = None
@@ -172,6 +174,8 @@ class WholeCheckpoints(Trainer):
             # TRL's trainers: what is averaged at the next log, and the tokens so far where transformers does not count.
             "metrics": self._metrics["train"],
             "tokens": self._total_train_tokens,
+            # The check of sight draws random numbers where there is dropout, so it must not be made twice.
+            "checked_sight": self._checked_sight,
         }
 
     def _restore_loop(self, state: Mapping[str, Any]) -> None:
@@ -190,6 +194,7 @@ class WholeCheckpoints(Trainer):
         self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])
         self._total_train_tokens = state["tokens"]
+        self._checked_sight = state["checked_sight"]
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         """The summary is of the whole run, so its seconds are too."""
