@@ -76,6 +76,7 @@ TABLE = [
     (SIDE, "leftover", "leftover", "no whole word"),
     (SIDE, "not left, right", "not left, right", "two options"),
     (SIGN, "<answer>No entry. Really", "No entry. Really", "texts are left whole"),
+    (STORY, "<think>a</think><answer>The answer is: no</answer>", "The answer is: no", "in the format nothing is cut"),
     (STORY, "He opens the door. Then he leaves.", "He opens the door. Then he leaves.", "texts are left whole"),
 ]  # fmt: skip
 

@@ -146,7 +146,7 @@ def test_a_difference_of_shares_is_mcnemars_and_a_paired_bootstrap() -> None:
     first, second = (
         [Answered(replace(LETTER, id=str(number)), pair[side]) for number, pair in enumerate(pairs)] for side in (0, 1)
     )
-    accuracy = score_differences("seed-bench-r1", first, second)[0]
+    accuracy = score_differences("seed-bench-r1", first, second[::-1])[0]  # paired by id, not by place
     assert accuracy.second - accuracy.first == pytest.approx(6 / 16)
     assert accuracy.p_value == mcnemar(1, 7) == pytest.approx(2 * (1 + 8) / 2**8)
     assert (accuracy.low, accuracy.high) == bootstrap_interval([[0.0] * 8 + [1.0] * 7 + [-1.0]])
@@ -157,3 +157,16 @@ def test_only_the_same_questions_are_compared() -> None:
     for first, second in ((one, other), (one, [*one, *other]), (one, []), (one * 2, one)):
         with pytest.raises(ValueError, match="the two answered different questions"):
             score_differences("mvbench", first, second)
+
+
+def test_a_mean_of_levels_is_no_share_and_a_level_alone_is() -> None:
+    def level(name: str, number: int) -> Answered:
+        metadata = {"task": "object_rel_direction", "question_type": f"object_rel_direction_{name}"}
+        return Answered(replace(LETTER, id=str(number), metadata=metadata), (wrapped("AB"[number % 2]),))
+
+    several = [level(name, number) for number, name in enumerate(["easy", "hard", "hard", "easy", "hard"])]
+    one = [level("easy", number) for number in range(5)]
+    for answered, interval in ((several, "bootstrap"), (one, "wilson")):
+        assert {score.interval for score in official_scores("vsi-bench", answered)} == {interval}
+        differences = score_differences("vsi-bench", answered, answered)
+        assert [difference.p_value for difference in differences] == [None if interval == "bootstrap" else 1.0] * 2

@@ -2,6 +2,7 @@
 
 If a test of this file fails and the change is wanted, raise the version in `appo.prompts` and write the digest that
 the message names beside it. Scores of the old version do not compare with those of the new one.
+Only where the texts read here became more (`TABLE`, `PIECES`), the digest changes under the same version.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from appo.types import VideoQA
 from test_extraction import PIECES, QUESTIONS, TABLE
 
 PROMPT_DIGESTS = {1: "4ec1ddaba8605bf0"}
-PARSER_DIGESTS = {1: "a98d650bbe4d4f63"}
+PARSER_DIGESTS = {1: "a6b45c413f52df07"}
 
 ASKED = [
     VideoQA("1", "clip.mp4", "What falls?", "B", "letter", ("a red cup", "a blue ball")),
