@@ -208,6 +208,9 @@ FILES = [
     Case("span", video("span", whole, spans=[[0, 2.5], [2, 3.9]]), CLEAN),
     Case("span outside", video("out", whole, spans=[[0, 1], [2, 4.1]]), OUTSIDE, r"span \[2, 4.1\] s is not within"),
     Case("clip", video("clip", whole, metadata={"clip": [1, 2]}), CLEAN),
+    Case("span in a clip", video("clip5", whole, metadata={"clip": [1.5, 3]}, spans=[[0, 1.5]]), CLEAN),
+    Case("span behind a clip", video("clip6", whole, metadata={"clip": [2, 3]}, spans=[[1.5, 2]]), OUTSIDE,
+         r"span \[1.5, 2\] s is not within the 1.00 s that are shown"),
     Case("clip outside", video("clip2", whole, metadata={"clip": [7, 8]}), OUTSIDE, r"clip \[7, 8\] s starts behind"),
     Case("clip too long", video("clip4", whole, metadata={"clip": [1, 9]}), OUTSIDE, r"clip \[1, 9\] s is not within"),
     Case("short clip", video("clip3", whole, metadata={"clip": [1, 1.2]}), SHORT, r"clip \[1, 1.2\] s has one frame"),
@@ -229,9 +232,8 @@ def put_good(folder: Path) -> None:
     (folder / "good.mp4").write_bytes(clip().read_bytes())
 
 
-@pytest.fixture
-def here(monkeypatch) -> list[Any]:
-    """Files are looked at in this process; returns the list of what was."""
+def run_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on files are looked at in this process; returns the list of what was."""
     seen: list[Any] = []
 
     def run(function: Any, tasks: Any, workers: int, limit: float) -> Any:

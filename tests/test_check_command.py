@@ -11,18 +11,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import AutoProcessor
 
 import stand_ins
 from appo import checking
 from appo.check_command import run_check
 from appo.checking import CATEGORIES, check
 from appo.cli import main
+from appo.frame_cache import FrameCache
 from appo.relocating import find_fix
+from appo.spotlight import policy_path
+from appo.video import FrameSampling, VideoSource
 from appo.workers import Lost, run_tasks
-from check_cases import QUESTION, good_rows, here, put_good  # noqa: F401
+from check_cases import QUESTION, good_rows, put_good, run_here
 from data_fixtures import nextqa, put_lines, put_media
 
 
@@ -118,6 +123,28 @@ def test_the_bar_is_for_terminals_only(tmp_path, capsys):
         assert ("checking" in out, "\x1b[" in out) == (terminal, terminal)
 
 
+# --- the cache of frames -----------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_filled_with_what_training_and_evaluation_ask_for(tmp_path, capsys):
+    put_media(tmp_path, "x.mp4", "y.mp4")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    path = own(tmp_path, "x.mp4", "y.mp4", "y.mp4", "bad.mp4")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2] |= {"metadata": {"clip": [1, 2.5]}}
+    put_lines(path, rows)
+    arguments = ["data", "check", "jsonl", "--annotations", str(path), "--workers", "1", "--allow", "1"]
+    assert main([*arguments, "--frame-cache", str(tmp_path / "cache"), "--model", "spotlight", "--fps", "1"]) == 0
+    processor = AutoProcessor.from_pretrained(policy_path()).video_processor
+    cache, sampling = FrameCache(tmp_path / "cache"), FrameSampling(1.0, 16, 4)
+    x, y = str(tmp_path / "x.mp4"), str(tmp_path / "y.mp4")
+    for source in (VideoSource(x), VideoSource(y), VideoSource(y, 1.0, 2.5)):
+        assert cache.read(source, processor, sampling)[1], "was not there"
+    assert len([entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()]) == 3
+    assert main([*arguments, "--frame-cache", str(tmp_path / "cache")]) == 2
+    assert "--frame-cache and --model go together" in capsys.readouterr().err
+
+
 # --- paths -------------------------------------------------------------------------------------------------------
 
 # what the annotations say; where the files lie; `--videos`; what is suggested (with {d} for the folder)
@@ -143,6 +170,11 @@ PATHS = [
     ("other prefix", "old/a/x.mp4", "new/b/a/x.mp4", "", "replace `old/` at the start of paths by `new/b/`"),
     ("another machine", "/mnt/them/a/x.mp4", "us/a/x.mp4", "", "replace `/mnt/them/` at the start of paths by `us/`"),
 ]
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[Any]:
+    return run_here(monkeypatch)
 
 
 @pytest.mark.parametrize(("says", "lies", "videos", "suggestion"), [r[1:] for r in PATHS], ids=[r[0] for r in PATHS])
@@ -225,6 +257,7 @@ PROGRAM = """
 import sys, stand_ins
 from appo import checking
 from appo.cli import main
+from appo.frame_cache import FrameCache
 checking.probe = stand_ins.endless
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from appo.checking import CATEGORIES, Report, check, tolerance
 from appo.data import read_each
 from appo.data.row import LONGEST
 from appo.types import VideoQA
-from check_cases import CLEAN, FILES, ROWS, Case, good_rows, here, put_good  # noqa: F401
+from check_cases import CLEAN, FILES, ROWS, Case, good_rows, put_good, run_here
 from data_fixtures import CASES, CHOICES, NEXT_ROW, nextgqa_list, perception_test, put_csv, put_json, put_lines
 
 
@@ -65,6 +66,11 @@ def test_nothing_else_is_lost(report: Report):
 
 
 # --- without processes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[Any]:
+    return run_here(monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -30,7 +30,7 @@ ROOMS = [
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.extraction", "appo.measures", "appo.statistics", "appo.official",
     "appo.sampling", "appo.decoding", "appo.frame_folders", "appo.video", "appo.frame_cache",
-    "appo.workers", "appo.probing", "appo.relocating", "appo.checking", "appo.check_command",
+    "appo.workers", "appo.probing", "appo.caching", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.vllm_rollout",

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from appo.caching import Keeping
 from appo.checking import Fault, Report, check
 
 EXAMPLES = 3  # faults of a category that are shown
@@ -32,6 +33,7 @@ def run_check(
     quick: bool,
     workers: int,
     report: Path | None,
+    keeping: Keeping | None = None,
 ) -> int:
     """Check, print, write; returns how many faults there are.
 
@@ -45,7 +47,7 @@ def run_check(
         def on_file(done: int, files: int) -> None:
             bar.update(task, completed=done, total=files)
 
-        found = check(name, annotations, videos, split, quick=quick, workers=workers, on_file=on_file)
+        found = check(name, annotations, videos, split, quick=quick, workers=workers, keeping=keeping, on_file=on_file)
     print_report(console, found)
     if report is not None:
         found.write(report)

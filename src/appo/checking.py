@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from appo.caching import Keeping, keep
 from appo.data import answer_fault, media_folder, read_each
 from appo.data.media import MediaFiles
 from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, RowError
 from appo.probing import BAD_IMAGE, LIMIT, MISSING, OUTSIDE, TOO_SHORT, UNDECODABLE, Clip, Media, Probe, probe
 from appo.relocating import PathFix, find_fix
 from appo.types import VideoQA
+from appo.video import VideoSource
 from appo.workers import Lost, run_tasks
 
 DURATION = "mismatched duration"
@@ -212,12 +214,32 @@ def tolerance(seconds: float) -> float:
 
 
 def _outside(use: Use, seconds: float) -> str:
-    """Which span or clip of a row is not within a video of this length, or ""."""
-    named = [("span", span) for span in use.spans] + ([("clip", use.clip)] if use.clip else [])
-    for name, (start, end) in named:
-        if start >= seconds or end > seconds + tolerance(seconds):
-            return f"the {name} [{start:g}, {end:g}] s is not within the {seconds:.2f} s"
+    """Which clip of a row is not within a video of this length, or which span not within what is shown of it, or ""."""
+    if use.clip and use.clip[1] > seconds + tolerance(seconds):
+        return f"the clip [{use.clip[0]:g}, {use.clip[1]:g}] s is not within the {seconds:.2f} s"
+    shown = min(use.clip[1], seconds) - use.clip[0] if use.clip else seconds  # spans count from where a clip starts
+    for start, end in use.spans:
+        if start >= shown or end > shown + tolerance(shown):
+            return f"the span [{start:g}, {end:g}] s is not within the {shown:.2f} s that are shown"
     return ""
+
+
+def _sources(media: Media, uses: Sequence[Use]) -> set[VideoSource]:
+    """What is shown of a video, whole or in clips; nothing of an image."""
+    if media.is_image:
+        return set()
+    return {VideoSource(media.path, *(use.clip or (None, None)), media.frames_fps) for use in uses}
+
+
+def _keep_all(
+    sources: Sequence[VideoSource], uses: Mapping[Media, Sequence[Use]], keeping: Keeping, workers: int
+) -> Iterator[Fault | None]:
+    """Put what is shown into the cache, as they come; the fault of each that cannot be, None for the others."""
+    tasks = ((source, keeping) for source in sources)
+    for (source, _), result in run_tasks(keep, tasks, workers, LIMIT):
+        media = Media(source.path, frames_fps=source.frames_fps)
+        problem = f"{source.path}: no frames are kept ({result.reason})" if isinstance(result, Lost) else result
+        yield _file_fault(UNDECODABLE, problem, media, uses[media]) if problem else None
 
 
 def _file_fault(category: str, problem: str, media: Media, uses: Sequence[Use]) -> Fault:
@@ -234,6 +256,7 @@ def check(
     *,
     quick: bool = False,
     workers: int = 1,
+    keeping: Keeping | None = None,
     on_file: Any = None,
 ) -> Report:
     """Everything that is wrong with a dataset.
@@ -245,7 +268,8 @@ def check(
         split: as there.
         quick: decode one frame of each video instead of all (all packets are read nevertheless).
         workers: processes that decode.
-        on_file: called with (files done, files) at the start and after each.
+        keeping: which frames of the videos without fault are put into a cache.
+        on_file: called with (files done, files) at the start and after each; again from 1 for those put into a cache.
 
     Raises:
         ValueError, OSError: there is nothing to walk over: an unknown name or split, no annotation file.
@@ -260,5 +284,11 @@ def check(
     for done, (media, result) in enumerate(probe_all(there, found.uses, quick, workers), start=1):
         faults += judge(media, result, found.uses[media])
         tell(done, len(there))
+    if keeping:
+        bad = {fault.path for fault in faults}
+        shown = [source for media in there if media.path not in bad for source in _sources(media, found.uses[media])]
+        for done, fault in enumerate(_keep_all(shown, found.uses, keeping, workers), start=1):
+            faults += [fault] if fault else []
+            tell(done, len(shown))
     faults.sort(key=lambda fault: CATEGORIES.index(fault.category))
     return Report(name, annotations, folder, split, quick, found.rows, len(found.uses), faults, fix)

@@ -9,8 +9,12 @@ import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appo.planning import add_flags, plan_of, shown
+
+if TYPE_CHECKING:
+    from appo.caching import Keeping
 
 EXAMPLES = {
     "appo": "example:\n  appo demo\n  appo train --config recipes/spotlight.yaml",
@@ -114,6 +118,11 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
     flags("--quick", action="store_true", help="decode one frame of each video instead of all")
     flags("--workers", type=_positive, default=os.cpu_count() or 1, help="processes that decode (default: all cores)")
     flags("--report", type=Path, help="JSON file of all faults, to write")
+    flags("--frame-cache", metavar="FOLDER", help="put the sampled frames of all good videos into this cache")
+    flags("--model", help="whose processor samples them (with --frame-cache)")
+    flags("--fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)")
+    flags("--max-frames", type=_positive, default=16, help="frames of a video at most (default: 16)")
+    flags("--min-frames", type=_positive, default=4, help="and at least (default: 4)")
     flags("--allow", type=int, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 
@@ -163,11 +172,25 @@ def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f"unknown argument {rest[0]}; `appo data check --help` lists what there is")
     where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
     how = {name: getattr(arguments, name) for name in ("quick", "workers", "report")}
-    faults = run_check(Console(), *where, **how)
+    faults = run_check(Console(), *where, keeping=_keeping(arguments), **how)
     if faults <= arguments.allow:
         return 0
     print(f"appo: {faults} faults in {arguments.annotations}, {arguments.allow} are allowed (--allow)", file=sys.stderr)
     return 2
+
+
+def _keeping(arguments: argparse.Namespace) -> Keeping | None:
+    if bool(arguments.frame_cache) != bool(arguments.model):
+        raise ValueError("--frame-cache and --model go together: the model's processor chooses what is kept")
+    if not arguments.frame_cache:
+        return None
+    from appo.caching import Keeping
+    from appo.spotlight import policy_path
+    from appo.video import FrameSampling
+
+    model = str(policy_path()) if arguments.model == "spotlight" else arguments.model
+    sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
+    return Keeping(arguments.frame_cache, model, sampling)
 
 
 def _eval(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
