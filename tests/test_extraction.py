@@ -93,6 +93,12 @@ def test_what_a_forgiving_reader_takes(question: VideoQA, text: str, answer: str
     assert (found.think, found.time) == ("", "")
 
 
+def test_an_option_within_the_words_of_a_longer_one_is_not_mentioned_there() -> None:
+    nested = replace(CHOICE, options=("ball", "red ball", "small red ball"))
+    assert [lenient_answer(text, nested).answer for text in ("It is a red ball", "a ball?")] == ["B", "A"]
+    assert lenient_answer("a red ball and a ball", nested).answer == "a red ball and a ball"
+
+
 @pytest.mark.parametrize(
     ("text", "time", "remark"),
     [

@@ -69,7 +69,7 @@ def lenient_answer(text: str, question: VideoQA) -> ParsedResponse:
     answer = parsed.answer if parsed else _pointed_at(_last_block(text, tags, "<answer>") or body)
     if not parsed and question.kind == "word":
         answer = _first_sentence(answer).strip(_WRAPPING + ".")
-    time = parsed.time if parsed and parsed.time else _time(_last_block(text, tags, "<time>") or body)
+    time = _time(_last_block(text, tags, "<time>") or body)
     return ParsedResponse("", _of_its_kind(answer, question), time if question.spans else "")
 
 
