@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def test_what_was_written_is_read_back(whole):
 
 
 @pytest.mark.parametrize("name", [PREDICTIONS, TIMING])
-def test_a_kill_at_any_byte_loses_and_doubles_nothing(tmp_path, whole, name):
+def test_a_kill_at_any_byte_loses_and_doubles_nothing(tmp_path, whole, name, monkeypatch):
     """The file ends anywhere; the other holds what was written before, or (timing) up to one batch less."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill is no power cut, and this is a thousand files
     complete = {file: (whole.path / file).read_bytes() for file in (PREDICTIONS, TIMING)}
     ends = [len("".join(reply.to_line() for reply in REPLIES[:count])) for count in (3, 6, 8)]
     folder = begin(tmp_path / "e")
@@ -143,6 +145,16 @@ def test_the_same_evaluation_goes_on_and_other_versions_may_not_answer_the_rest(
     folder.write("eval.json", json.dumps(described))
     with pytest.raises(RecordError, match=r"begun with torch 1\.0, here "):
         folder.refuse_other_versions()
+
+
+def test_two_processes_do_not_answer_the_same_evaluation(tmp_path):
+    folder = begin(tmp_path)
+    with folder.alone(), pytest.raises(RecordError, match="another process is answering"), begin(tmp_path).alone():
+        pass
+    with pytest.raises(KeyError), folder.alone():
+        raise KeyError
+    with folder.alone():
+        fill(folder, set())
 
 
 def test_folders_of_others_and_damaged_ones_are_refused(tmp_path):

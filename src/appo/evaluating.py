@@ -92,7 +92,8 @@ def evaluate(settings: EvalSettings, console: Console) -> Path:
     EvaluationFolder.check(settings.output, decisive)
     questions = _questions(settings)
     folder = EvaluationFolder.start(settings.output, decisive, questions)
-    _answer(folder, questions, settings, asking, console)
+    with folder.alone():
+        _answer(folder, questions, settings, asking, console)
     card = score(folder)
     folder.write("scores.json", card.to_json())
     folder.write("scores.md", card.sheet().markdown())

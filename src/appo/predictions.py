@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -184,6 +185,27 @@ class EvaluationFolder:
         times = {data["batch"]: data for _, data in self._lines(TIMING)}
         self._replace_if_other(TIMING, "".join(_line(times[index]) for index in kept if index in times))
         return kept
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from answering the same evaluation meanwhile; the system lets go of it after a kill.
+
+        Where files cannot be locked (Windows, some network drives) nobody is kept from it.
+
+        Raises:
+            RecordError: another process is at it.
+        """
+        with (self.path / EVAL).open("rb") as handle:
+            try:
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is answering this evaluation"
+                raise RecordError(f"{self.path}: {problem}; wait for it, or choose another --output") from None
+            except (ImportError, OSError):
+                pass
+            yield
 
     def append(self, batch: int, replies: Sequence[Reply], seconds: float) -> None:
         """Write down a batch, and hand it to the disk. Raises RecordError."""
