@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 Result = TypeVar("Result")
@@ -29,7 +30,7 @@ def as_forward(model: Any, work: Callable[[], Result]) -> Result:
     if isinstance(model, FSDPModule):
         if not hasattr(model, _METHOD):
             setattr(model, _METHOD, lambda work: work())
-            register_fsdp_forward_method(model, _METHOD)
+            register_fsdp_forward_method(cast(nn.Module, model), _METHOD)
         result: Result = getattr(model, _METHOD)(work)
         return result
     with _gathered_head(model):
