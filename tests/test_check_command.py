@@ -112,6 +112,14 @@ def test_mistakes_end_with_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["data"], ["data", "check"]])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    assert "example:\n  appo data check " in capsys.readouterr().out
+
+
 def test_the_bar_is_for_terminals_only(tmp_path, capsys):
     path = own(tmp_path / "data", "good.mp4")
     put_good(tmp_path / "data2")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import pickle
 import string
 from pathlib import Path
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLProcessor
 
 from appo.data import DATASETS, load, read
-from appo.data.files import Row
+from appo.data.media import LISTED_AFTER, MediaFiles
+from appo.data.row import Row
 from appo.data.seed_bench_r1 import draw_options
 from appo.data.table import ROWS_AT_ONCE, rows_of
 from appo.prompts import INSTRUCTIONS, lettered
@@ -217,3 +220,32 @@ def test_a_table_is_mapped_and_can_be_shuffled_pickled_and_told_apart():
     assert again[4321] == table[4321]
     assert sorted(table.shuffle(seed=0)["id"]) == sorted(again["id"])
     assert rows_of(questions(5000))._fingerprint == table._fingerprint != rows_of(questions(4999))._fingerprint
+
+
+def test_a_table_is_built_without_a_container_a_row():
+    """Those would set off the garbage collector once for each 50 rows or so, over everything that is loaded."""
+    runs: list[int] = []
+    questions = (VideoQA(str(number), "x.mp4", "Why?", "B", "letter", ("a", "b")) for number in range(5000))
+    rows_of(VideoQA(str(number), "x.mp4", "What?", "yes") for number in range(2))  # imports
+    gc.collect()
+    gc.callbacks.append(lambda phase, info: runs.append(info["generation"]))
+    try:
+        assert len(rows_of(questions)) == 5000
+    finally:
+        gc.callbacks.pop()
+    assert len(runs) < 40
+
+
+def test_a_folder_is_listed_once_rather_than_asked_for_each_file(tmp_path, monkeypatch):
+    folder = put_media(tmp_path, *(f"{number}.png" for number in range(50)))
+    (folder / "link.png").symlink_to("0.png")
+    (folder / "dangling.png").symlink_to("nothing.png")
+    looks: list[str] = []
+    is_file = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: looks.append(path) or is_file(path))
+    files = MediaFiles()
+    assert all(files.has(str(folder / f"{number}.png")) for number in [*range(50), *range(50)])
+    assert len(looks) == LISTED_AFTER
+    assert [files.has(str(folder / name)) for name in ("link.png", "dangling.png", "none.png")] == [True, False, False]
+    assert files.has(str(folder), is_folder=True)
+    assert (files.asked, len(files.missing)) == (54, 2)

@@ -72,7 +72,7 @@ class _Columns:
     """Rows as columns of plain values.
 
     Rows as dictionaries would be thousands of containers that live for a while: Python's garbage collector then walks
-    over everything that is loaded, again and again, which took a third of the time.
+    over everything that is loaded, again and again, which took two fifths of the time.
     """
 
     def __init__(self) -> None:
