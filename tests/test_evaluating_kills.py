@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from appo.cli import main
+from appo.predictions import EvaluationFolder
 
 QUESTIONS = 24
 COMMAND = [
@@ -50,16 +51,16 @@ def lines(output: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def kill_at(processes: Any, output: Path, count: int) -> None:
-    """Start, and kill as soon as so many questions are answered."""
+def stop_at(processes: Any, output: Path, count: int, how: signal.Signals) -> int:
+    """Start, stop as soon as so many questions are answered; the exit code."""
     process = processes.Process(target=run, args=(output,))
     process.start()
     deadline = time.monotonic() + 240
     while lines(output) < count and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.kill()
+    os.kill(process.pid, how)
     process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    return int(process.exitcode)
 
 
 def finish(processes: Any, output: Path) -> None:
@@ -74,7 +75,7 @@ def test_killed_three_times_it_ends_as_if_undisturbed(tmp_path, processes):
     finish(processes, undisturbed)
     answered = []
     for count in (1, 9, 17):
-        kill_at(processes, killed, count)
+        assert stop_at(processes, killed, count, signal.SIGKILL) == -signal.SIGKILL
         answered.append(lines(killed))
     assert 0 < answered[0] < answered[1] < answered[2] < QUESTIONS, "each was killed on its way"
     with (killed / "predictions.jsonl").open("ab") as file:
@@ -84,3 +85,11 @@ def test_killed_three_times_it_ends_as_if_undisturbed(tmp_path, processes):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
     ids = [json.loads(line)["id"] for line in (killed / "predictions.jsonl").read_text().splitlines()]
     assert len(ids) == len(set(ids)) == QUESTIONS
+
+
+def test_ctrl_c_leaves_whole_batches(tmp_path, processes):
+    assert stop_at(processes, tmp_path / "e", 1, signal.SIGINT) == 130
+    assert 0 < lines(tmp_path / "e") < QUESTIONS
+    assert lines(tmp_path / "e") % 2 == 0
+    folder = EvaluationFolder.open(tmp_path / "e")
+    assert len(folder.resume(folder.questions(), 2)) == lines(tmp_path / "e") / 2
