@@ -33,7 +33,7 @@ ROOMS = [
     "appo.workers", "appo.probing", "appo.caching", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
-    "appo.vllm_rollout",
+    "appo.vllm_prompts", "appo.vllm_server", "appo.vllm_rollout",
     "appo.sharding",
     "appo.models",
     "appo.checkpoints", "appo.resuming",

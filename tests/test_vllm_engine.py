@@ -13,7 +13,8 @@ from appo import APPOConfig, APPOTrainer
 from appo import vllm_rollout as room
 from appo.rollout import respond, vision_token_ids
 from appo.spotlight import load_policy
-from appo.vllm_rollout import EngineMismatchError, EnginePrompt, VideoLLM
+from appo.vllm_prompts import EngineMismatchError, EnginePrompt
+from appo.vllm_rollout import VideoLLM
 from runs import FAST, accuracy_reward, clips, logged, rows_of
 from vllm_engine import model_of, prepare, vllm_settings
 
@@ -118,7 +119,7 @@ def test_videos_longer_than_the_text_after_them_are_answered_where_they_are_trai
 def test_text_alone_takes_the_way_of_trl(make, monkeypatch):
     words = ["what colour is the star ?", "what shape is the red one ?", "which came first ?", "when ?"]
     trainer = make(Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in words]))
-    monkeypatch.setattr(room, "_engine_prompt", None)
+    monkeypatch.setattr(room, "engine_prompt", None)
     trainer.train()
     assert not trainer._engine.checked
     assert max(logged(trainer, "sampling/sampling_logp_difference/mean")) < 10 * ROUNDING

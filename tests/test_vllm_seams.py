@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from appo import vllm_rollout as room
 from appo.spotlight.processor import build_tokenizer
-from appo.vllm_rollout import EngineMismatchError, EnginePrompt
+from appo.vllm_prompts import EngineMismatchError, EnginePrompt
+from appo.vllm_server import VideoClient
 from runs import clips, logged, make_trainer, rows_of
 from vllm_stand_in import StandIn, put_in_place
 
@@ -43,6 +45,9 @@ def make(tmp_path, monkeypatch):
         ("generate", "generation_kwargs.update(self.generation_kwargs)", "banned words go this way"),
         ("generate", '"n": 1,', "a row a response, so rows of a group carry one EnginePrompt"),
         ("sync_weights", "self.llm.reset_prefix_cache()", "after new weights the encoder's cache goes too"),
+        ("generate", "self.vllm_client.image_features(all_images[::num_generations])", "features come from ours"),
+        ("generate", "self._place_features(prompt_features, prompt_ids)", "and know their places"),
+        ("sync_weights", "self.vllm_client.reset_prefix_cache()", "a server's encoder cache goes too"),
         ("sync_weights", "model_executor.driver_worker.model_runner", "where the engine's model is found"),
     ],
 )
@@ -191,11 +196,41 @@ def test_an_engine_that_differs_is_refused_before_the_first_step(make, dataset, 
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_a_server_is_refused_for_videos_by_name(make, dataset):
-    trainer = make(dataset)
-    trainer.vllm_generation.mode = "server"
-    with pytest.raises(ValueError, match=r"vllm_mode='server' carries no videos: .* set vllm_mode to 'colocate'"):
-        trainer.train()
+class Session:
+    """Answers a server's addresses, and remembers them."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.asked = status, []
+
+    def post(self, address, **body):
+        self.asked.append((address, body.get("json")))
+        return SimpleNamespace(status_code=self.status, raise_for_status=lambda: None)
+
+
+def test_a_server_that_cannot_take_the_positions_of_training_is_refused():
+    session = Session(500)
+    client = VideoClient(SimpleNamespace(session=session, base_url="http://there"), "model")
+    with pytest.raises(
+        EngineMismatchError, match=r"http://there .* --worker-extension-cls appo\.vllm_server\.TrainingW"
+    ):
+        client.image_features([None, [EnginePrompt([1], [1], [("frames", {})], [])]])
+    assert session.asked == [("http://there/collective_rpc", {"method": "use_training_positions"})]
+
+
+def test_a_server_is_given_trls_own_images_and_told_to_forget_all_it_saw():
+    session, resets = Session(200), []
+    own = SimpleNamespace(
+        session=session,
+        base_url="there",
+        image_features=lambda images: ["theirs", *images],
+        reset_prefix_cache=lambda: resets.append(len(session.asked)),
+    )
+    client = VideoClient(own, "model")
+    assert client.image_features([["picture"], None]) == ["theirs", ["picture"], None]
+    client.reset_prefix_cache()
+    assert session.asked == [("there/reset_encoder_cache", None)]
+    assert resets == [1], "before TRL's own reset"
+    assert client.base_url == "there"
 
 
 def test_a_changed_distribution_is_not_compared_and_said_so(make, dataset, monkeypatch, caplog):
@@ -206,8 +241,6 @@ def test_a_changed_distribution_is_not_compared_and_said_so(make, dataset, monke
 
 
 def test_the_difference_of_log_probs_leaves_out_what_vllm_does_not_know():
-    from types import SimpleNamespace
-
     scores = SimpleNamespace(log_probs_GN=torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
     allowed = torch.tensor([[-0.5, 0.0], [0.0, 0.0]])
     group = [SimpleNamespace(logprobs=[-0.25, None]), SimpleNamespace(logprobs=[-4.0])]

@@ -3,14 +3,13 @@
 TRL hands its engine images only. A prompt with videos travels through TRL's code in the place of a list of images, as
 one EnginePrompt, and is unpacked right before the engine. Weights, sampling and importance sampling stay TRL's.
 
-Shape suffixes: G responses, N response tokens (padded), P prompt tokens, H hidden size, K banned tokens.
+Shape suffixes: G responses, N response tokens (padded), K banned tokens.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +19,10 @@ from torch import Tensor, nn
 from appo.attention import full_precision
 from appo.encoding import PromptEncoder
 from appo.groups import Group
-from appo.packing import prompt_positions
-from appo.rollout import (
-    Messages,
-    PromptInputs,
-    clean_messages,
-    message_parts,
-    open_image,
-    video_sources,
-    vision_token_ids,
-)
+from appo.rollout import Messages, PromptInputs, message_parts, vision_token_ids
 from appo.types import GroupScores
+from appo.vllm_prompts import EngineMismatchError, EnginePrompt, TrainingPositions, check_tokens, engine_prompt
+from appo.vllm_server import VideoClient
 
 logger = logging.getLogger(__name__)
 
@@ -39,64 +31,6 @@ TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
 # Settings of vLLM's sampling that leave the log-probabilities it reports those of softmax(logits / temperature).
 NEUTRAL = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0,)}
 NEUTRAL_EXTRAS = {"bad_words", "seed", "stop", "stop_token_ids", "max_tokens"}
-
-
-class EngineMismatchError(ValueError):
-    """vLLM reads or scores a prompt otherwise than the training forward; the message says what differs."""
-
-
-@dataclass(frozen=True)
-class EnginePrompt:
-    """One conversation as vLLM takes it.
-
-    Attributes:
-        template_ids: token ids of the chat template, one placeholder a video or image: vLLM expands it itself.
-        ids: the same as the training forward reads them, placeholders expanded.
-        videos: sampled frames, uint8 (frames, height, width, 3), and metadata of each video: nothing is left to sample.
-        images: the pictures of its image parts.
-    """
-
-    template_ids: list[int]
-    ids: list[int]
-    videos: list[tuple[Any, dict[str, Any]]]
-    images: list[Any]
-
-    def request(self) -> dict[str, Any]:
-        """What vLLM's ``LLM.generate`` takes."""
-        data = {"video": self.videos, "image": self.images}
-        request: dict[str, Any] = {
-            "prompt_token_ids": self.template_ids,
-            "multi_modal_data": {kind: items for kind, items in data.items() if items},
-        }
-        return request | ({"mm_processor_kwargs": {"do_sample_frames": False}} if self.videos else {})
-
-
-def _engine_prompt(encoder: PromptEncoder, messages: Messages, inputs: PromptInputs) -> EnginePrompt:
-    shown = [encoder.videos.read(source) for source in video_sources(messages)]
-    messages, processor = clean_messages(messages), encoder.processor
-    text = processor.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, **encoder.template_kwargs
-    )
-    return EnginePrompt(
-        template_ids=processor.tokenizer(text, add_special_tokens=False)["input_ids"],
-        ids=inputs["input_ids"][0].tolist(),
-        videos=[(video.frames_THWC, dict(video.metadata)) for video in shown],
-        images=[open_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"],
-    )
-
-
-def check_tokens(prompt: EnginePrompt, read: Sequence[int] | None) -> None:
-    """Assert that vLLM has read the tokens the training forward reads.
-
-    Raises:
-        EngineMismatchError: it has not.
-    """
-    if list(read or ()) == prompt.ids:
-        return
-    raise EngineMismatchError(
-        f"vLLM reads a prompt as {len(read or ())} tokens, the training forward as {len(prompt.ids)} (or as others): "
-        "it loads another processor or tokenizer than processing_class; save yours into the model's folder"
-    )
 
 
 class VideoLLM:
@@ -127,64 +61,6 @@ class VideoLLM:
         return self._llm.reset_prefix_cache()
 
 
-class TrainingPositions:
-    """Rotary positions for an engine's model by the rule of the model in training.
-
-    vLLM has its own copy of each architecture's rule, and transformers has changed its own more than once: text after a
-    video goes on behind its last frame (vLLM) or behind its larger side (transformers 5), and transformers 5.17 drops
-    fractions of a second. A policy that answers at other positions than it is trained at is another policy.
-
-    Attributes:
-        given: the positions given to prompts with videos or images, by their tokens, while ``remember`` is set.
-    """
-
-    def __init__(self, base: Any, own_rule: Callable[..., tuple[Tensor, int]], *, remember: bool = True) -> None:
-        self._base, self._own_rule = base, own_rule
-        self.remember = remember
-        self.given: dict[tuple[int, ...], list[Tensor]] = {}
-
-    def __call__(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
-        """(3, P) positions of a prompt, and how far its continuation is ahead of its length."""
-        if not mm_features:
-            return self._own_rule(input_tokens, mm_features)
-        positions_3P = prompt_positions(self._base, self._inputs(input_tokens, mm_features))[:, 0]
-        if self.remember:
-            self.given.setdefault(tuple(input_tokens), []).append(positions_3P)
-        # As scoring and update go on: right behind the prompt's last token, which is text.
-        return positions_3P, int(positions_3P[0, -1]) + 1 - len(input_tokens)
-
-    def check(self, prompt: PromptInputs) -> None:
-        """Assert that a prompt was given the positions of the training forward; from then on remember nothing.
-
-        Raises:
-            EngineMismatchError: it was given others, or none.
-        """
-        given = self.given.get(tuple(prompt["input_ids"][0].tolist()), [])
-        self.remember, self.given = False, {}
-        if not given:
-            raise EngineMismatchError(
-                "vLLM has read a video without asking for its temporal positions: this version takes them from "
-                "elsewhere, and they may differ from those of training; use vllm 0.22 to 0.31"
-            )
-        ours_3P = prompt_positions(self._base, prompt)[:, 0].cpu()
-        if not any(torch.equal(ours_3P, theirs_3P) for theirs_3P in given):
-            at = int((ours_3P != given[0]).any(dim=0).nonzero()[0])
-            raise EngineMismatchError(
-                f"vLLM reads token {at} of a prompt at (time, height, width) {given[0][:, at].tolist()}, the training "
-                f"forward at {ours_3P[:, at].tolist()}: it was given another frame rate or frame size"
-            )
-
-    def _inputs(self, tokens: Sequence[int], features: Sequence[Any]) -> dict[str, Tensor]:
-        config, ids_1P = self._base.config, torch.tensor([list(tokens)])
-        types_1P = (ids_1P == config.image_token_id).long() + 2 * (ids_1P == config.video_token_id).long()
-        inputs = {"input_ids": ids_1P, "attention_mask": torch.ones_like(ids_1P), "mm_token_type_ids": types_1P}
-        for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts"):
-            found = [feature.data[name].data for feature in features if name in feature.data]
-            if found:
-                inputs[name] = torch.stack([torch.as_tensor(value) for value in found])
-        return inputs
-
-
 class VideoEngine:
     """TRL's vLLM generation, made to see: what `APPOTrainer` asks of it.
 
@@ -198,13 +74,15 @@ class VideoEngine:
         self._generation, self._base = generation, base
         self._banned = vision_token_ids(base.config)
         self._positions: TrainingPositions | None = None
-        self._precision = torch.get_default_dtype()
+        self._precision: str | None = None
         self.checked = False
         settings = dict(generation.generation_kwargs)
         words = [*(settings.get("bad_words") or []), *tokenizer.convert_ids_to_tokens(self._banned)]
         generation.generation_kwargs = settings | {"bad_words": words}
         if generation.mode == "colocate":
             self._see_in_process()
+        elif generation.accelerator.is_main_process:  # the others send it their prompts
+            self._see_through_server()
 
     def _see_in_process(self) -> None:
         llm = self._generation.llm
@@ -212,8 +90,17 @@ class VideoEngine:
         if hasattr(model, "get_mrope_input_positions"):
             self._positions = TrainingPositions(self._base, model.get_mrope_input_positions)
             model.get_mrope_input_positions = self._positions
-        self._precision = llm.model_config.dtype
+        self._precision = str(llm.model_config.dtype)
         self._generation.llm = VideoLLM(llm)
+
+    def _see_through_server(self) -> None:
+        generation, place_images = self._generation, self._generation._place_features
+        generation.vllm_client = VideoClient(generation.vllm_client, generation.model.name_or_path)
+        # Features of videos know their places already; TRL finds those of images alone.
+        generation._place_features = lambda features, ids: (
+            features if "video" in (features or {}).get("mm_placeholders", {}) else place_images(features, ids)
+        )
+        self._precision = str(generation.vllm_client.get_server_info()["model_config"]["dtype"])
 
     def carry(
         self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
@@ -221,15 +108,7 @@ class VideoEngine:
         """What travels in the place of each row's images: its conversation for vLLM; None for text alone.
 
         Rows of a group share one EnginePrompt, and it shares the frames that ``encoded`` was made of.
-
-        Raises:
-            ValueError: a vLLM server, to which TRL's client can send pictures only.
         """
-        if self._generation.mode == "server":
-            raise ValueError(
-                "vllm_mode='server' carries no videos: TRL's client sends pictures only, and a server reads videos at "
-                "other positions than training does (docs/vllm.md); set vllm_mode to 'colocate', or use_vllm to false"
-            )
         carried: list[list[EnginePrompt] | None] = []
         for row, messages in enumerate(conversations):
             if row > 0 and encoded[row] is encoded[row - 1]:
@@ -237,7 +116,7 @@ class VideoEngine:
             elif all(part["type"] == "text" for part in message_parts(messages)):
                 carried.append(None)
             else:
-                carried.append([_engine_prompt(encoder, messages, encoded[row])])
+                carried.append([engine_prompt(encoder, messages, encoded[row])])
         return carried
 
     def check(
@@ -283,7 +162,7 @@ class VideoEngine:
             )
             return
         difference = log_prob_difference(group, scores, allowed_GN)
-        full = self._precision == scores.log_probs_GN.dtype == self._base.dtype == torch.float32
+        full = self._precision == str(self._base.dtype) == "torch.float32"
         tolerance = TOLERANCE if full else LOW_PRECISION_TOLERANCE
         if not difference <= tolerance:
             raise EngineMismatchError(
