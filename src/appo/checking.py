@@ -228,7 +228,8 @@ def _sources(media: Media, uses: Sequence[Use]) -> set[VideoSource]:
     """What is shown of a video, whole or in clips; nothing of an image."""
     if media.is_image:
         return set()
-    return {VideoSource(media.path, *(use.clip or (None, None)), media.frames_fps) for use in uses}
+    clips = {use.clip or (None, None) for use in uses}
+    return {VideoSource(media.path, start, end, media.frames_fps) for start, end in clips}
 
 
 def _keep_all(
