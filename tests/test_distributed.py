@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from appo.records import RunFolder
 from runs import clips
 
+ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SETTINGS = {
     "method": "appo",
@@ -118,3 +120,27 @@ def test_processes_stay_in_step_when_one_has_nothing_to_resample(folder, shardin
     assert measured(result, "resampling/flat_groups") == [0.5, 0.5], "one of two groups stays flat, as it must"
     assert len(measured(result, "grad_norm")) == 2
     assert min(measured(result, "grad_norm")) > 0
+
+
+def test_the_command_writes_one_run_folder_however_many_processes_there_are(folder):
+    """Two processes train by the command; asked to do so again, they are refused the used folder in one line."""
+    output = folder / "command"
+    flags = ["train", "--tiny", "--config", str(ROOT / "recipes" / "spotlight.yaml"), "--output_dir", str(output)]
+    flags += ["--save_strategy", "steps", "--save_steps", "1", "--max_resampling_rounds", "0"]
+    first = launch("appo.cli", *flags)
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert first.stdout.count("run folder:") == 1
+    run_folder = RunFolder.open(output)
+    assert [entry["step"] for entry in run_folder.read_metrics() if "loss" in entry] == [1, 2]
+    assert [record.step for record in run_folder.read_rollouts()] == [0, 0, 1, 1], "the groups of the first process"
+    assert (output / "policy" / "config.json").is_file()
+    assert len(list((output / "clips").glob("*.mp4"))) == 8
+    again = launch("appo.cli", *flags)
+    assert again.returncode != 0
+    assert again.stderr.count("the run folder is not empty") == 1, "one process reports, both stop"
+
+
+def launch(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=500)

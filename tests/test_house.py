@@ -34,7 +34,7 @@ ROOMS = [
     "appo.spans", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
     "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
     "appo.vllm_prompts", "appo.vllm_server", "appo.vllm_rollout",
-    "appo.sharding",
+    "appo.sharding", "appo.processes",
     "appo.models",
     "appo.checkpoints", "appo.resuming",
     "appo.config", "appo.trainer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_vision_placeholders_are_never_sampled(tmp_path, dataset):
     assert not ids & set(banned)
 
 
-@pytest.mark.parametrize("blindness", ["pixels never arrive", "constant vision tower"])
+@pytest.mark.parametrize("blindness", ["pixels never arrive", "constant vision tower", "constant tower, dropout"])
 def test_a_blind_policy_is_refused_before_the_first_step(tmp_path, dataset, blindness):
     trainer = make_trainer(tmp_path, dataset, method="grpo", max_steps=1)
     if blindness == "pixels never arrive":
@@ -215,6 +216,10 @@ def test_a_blind_policy_is_refused_before_the_first_step(tmp_path, dataset, blin
     else:
         for parameter in trainer.model.model.visual.merger.parameters():
             torch.nn.init.zeros_(parameter)
+    if blindness == "constant tower, dropout":  # two passes of a model with dropout differ by themselves
+        drop = partial(torch.nn.functional.dropout, p=0.5)
+        mlp = trainer.model.model.language_model.layers[0].mlp
+        mlp.register_forward_hook(lambda module, inputs, output: drop(output, training=module.training))
     before = copy.deepcopy(trainer.model.state_dict())
     with pytest.raises(BlindPolicyError, match="trained blind"):
         trainer.train()

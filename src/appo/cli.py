@@ -123,7 +123,7 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
     flags("--fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)")
     flags("--max-frames", type=_positive, default=16, help="frames of a video at most (default: 16)")
     flags("--min-frames", type=_positive, default=4, help="and at least (default: 4)")
-    flags("--allow", type=int, default=0, metavar="N", help="faults that are no failure (default: 0)")
+    flags("--allow", type=_count, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 
 def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +257,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number
+
+
 def _calm_libraries() -> None:
     """Settings that must be in the environment before torch and transformers are loaded."""
     # Two OpenMP threads that spin while waiting run many times slower on cores that others use too.
@@ -268,10 +275,9 @@ def _calm_libraries() -> None:
 
 def _is_users(error: Exception) -> bool:
     """Whether an error is about the user's input: settings, files, videos, the machine; all else is a bug of ours."""
-    from appo.sight import BlindPolicyError
-
+    # By name, for importing the libraries that define them takes seconds.
     names = {base.__name__ for base in type(error).__mro__}
-    return isinstance(error, (ValueError, OSError, BlindPolicyError)) or "YAMLError" in names
+    return isinstance(error, (ValueError, OSError)) or bool(names & {"BlindPolicyError", "YAMLError"})
 
 
 def _one_line(error: Exception) -> str:

@@ -48,8 +48,8 @@ class Recorder(MetricsRecorder):
         trainer.on_rollout = self.on_rollout
 
     def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Record the first groups of a rollout."""
-        for group in groups[: self._groups]:
+        """Record the first groups of a rollout, on the main process only: those are its own."""
+        for group in groups[: self._groups if self._writes() else 0]:
             self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names))
 
 

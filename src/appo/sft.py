@@ -204,7 +204,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
 
         try:
             if sees:
-                assert_sight(log_probs, inputs)
+                assert_sight(model, log_probs, inputs)
             else:
                 with torch.no_grad():
                     log_probs(inputs), log_probs(without_pixels(inputs))

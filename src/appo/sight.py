@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,18 +15,24 @@ class BlindPolicyError(RuntimeError):
     """The policy's log-probabilities do not depend on the pixels: it would be trained without seeing."""
 
 
-def assert_sight(log_probs: Callable[[PromptInputs], Tensor], prompt: PromptInputs) -> None:
+def assert_sight(model: Any, log_probs: Callable[[PromptInputs], Tensor], prompt: PromptInputs) -> None:
     """Compare log-probabilities about a video with those about blank frames. Source: ours.
 
     Args:
+        model: the policy; put into eval mode meanwhile, else dropout would make any two passes differ.
         log_probs: log-probabilities of some fixed words after an encoded prompt, by the path that training takes.
         prompt: an encoded prompt with its pixels.
 
     Raises:
         BlindPolicyError: they are the same.
     """
-    with torch.no_grad():
-        difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
+    finally:
+        model.train(was_training)
     if not bool(difference > 0):
         raise BlindPolicyError(
             "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "

@@ -187,7 +187,7 @@ class APPOTrainer(ResumableTrainer):
     def _encode(self, prompt: Any) -> PromptInputs:
         inputs = self.encoder.read(self._base_model, prompt)
         if has_video(prompt) and not self._checked_sight:
-            assert_sight(self._log_probs_of_own_words, inputs)
+            assert_sight(self.model, self._log_probs_of_own_words, inputs)
             self._checked_sight = True
         return self._as_forward(self.encoder.see, self._base_model, prompt, inputs)  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
 from appo.models import load_model
+from appo.processes import is_main, on_main
 from appo.recording import Recorder
 from appo.records import RunFolder
 from appo.reopening import open_run
@@ -38,8 +40,10 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
         appo.stopping.Interrupted: by ctrl-C or SIGTERM; there is a checkpoint.
     """
     peft_config = adapter_config(script)
-    opened = open_run(config, {"script": asdict(script), "training": config.to_dict()})
+    settings = {"script": asdict(script), "training": config.to_dict()}
+    opened = on_main(partial(open_run, config, settings))
     folder, config.resume_from_checkpoint = opened.folder, opened.checkpoint and str(opened.checkpoint)
+    console.quiet = console.quiet or not is_main()
     for note in opened.notes:
         console.print(note, highlight=False, soft_wrap=True)
     tiny = script.model == SPOTLIGHT
@@ -82,7 +86,7 @@ def _all_rows(script: TrainScript, instruction: str | None, folder: RunFolder, s
         raise ValueError(
             "`videos` and `split` are about a dataset's files: set `annotations` as well, or leave them out"
         )
-    clips = generate(folder.path / "clips", script.level, script.clips, seed)
+    clips = on_main(partial(generate, folder.path / "clips", script.level, script.clips, seed))
     return rows_of(clips, instruction, script.response_format or "answer")
 
 
