@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.probing import Probe
+from appo.video import take
 
 
 def misbehaving(task: Any, allow: Callable[[float], None]) -> Probe:
@@ -36,3 +37,27 @@ def double(task: int, allow: Callable[[float], None]) -> int:
         allow(60)
         time.sleep(1.5)
     return 2 * task
+
+
+def stuck_take(source: Any, shown: Any, chosen: Any) -> Any:
+    """In place of :func:`appo.video.take`: what the name of the file says, the real thing for other files."""
+    path = Path(shown.place)
+    with path.with_suffix(".asked").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if (path.parent / f"{path.stem}.hang").exists():
+        time.sleep(1000)
+    if (path.parent / f"{path.stem}.crash").exists():
+        os.kill(os.getpid(), getattr(signal, "SIGSEGV", signal.SIGTERM))
+    return take(source, shown, chosen)
+
+
+def own_process(source: Any) -> int:
+    """Which process this is."""
+    return os.getpid()
+
+
+def unguarded(source: Any) -> Any:
+    """What a process knows of its main module, and which heavy libraries it has loaded."""
+    import sys
+
+    return {"main": getattr(sys.modules["__main__"], "__file__", None), "torch": "torch" in sys.modules}

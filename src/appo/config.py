@@ -114,6 +114,17 @@ class APPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Folder that keeps sampled frames from run to run, without loss; None: decode in every run."},
     )
+    decode_timeout: float = field(
+        default=120.0,
+        metadata={"help": "Seconds after which a video's decoder is given up; hour-long videos may need more."},
+    )
+    max_faulty_videos: int = field(
+        default=10,
+        metadata={
+            "help": "Videos that may turn out unreadable during a run, their rows replaced by the next samples; with "
+            "more it stops, with a checkpoint."
+        },
+    )
     shared_prefix: bool = field(
         default=True,
         metadata={"help": "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."},
@@ -188,7 +199,10 @@ class APPOConfig(GRPOConfig):
             raise ValueError(f"max_weight must be at least 1 (1 is DAPO), got {self.max_weight}")
         if self.rows_per_chunk and not self.shared_prefix:
             raise ValueError("rows_per_chunk splits packed groups: set shared_prefix to true, or rows_per_chunk to 0")
-        for name in ("max_resampling_rounds", "overlong_cache", "rollouts_per_step", "rows_per_chunk"):
+        if not self.decode_timeout > 0:
+            raise ValueError(f"decode_timeout must be a positive number of seconds, got {self.decode_timeout}")
+        counts = ("max_resampling_rounds", "overlong_cache", "rollouts_per_step", "rows_per_chunk", "max_faulty_videos")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.overlong_cache and self.overlong_cache >= (self.max_completion_length or 0):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appo.frame_folders import list_pictures
-from appo.video import FrameSampling, SampledVideo, VideoSource, local_path, read_video
+from appo.video import Call, FrameSampling, SampledVideo, VideoSource, here, local_path, read_video
 
 # Part of every key: to be raised when a source, or an entry, comes to mean something else than before.
 FORMAT = 1
@@ -54,7 +54,9 @@ class FrameCache:
         except OSError as error:
             raise self._error("cannot be made", error) from error
 
-    def read(self, source: VideoSource, video_processor: Any, sampling: FrameSampling) -> tuple[SampledVideo, bool]:
+    def read(
+        self, source: VideoSource, video_processor: Any, sampling: FrameSampling, call: Call = here
+    ) -> tuple[SampledVideo, bool]:
         """What :func:`appo.video.read_video` returns, from the folder if it is there; and whether it was there.
 
         Raises:
@@ -65,7 +67,7 @@ class FrameCache:
         video = self._load(key, source)
         if video is not None:
             return video, True
-        video = read_video(source, video_processor, sampling)
+        video = read_video(source, video_processor, sampling, call)
         # A file that changed while it was read must not be kept under what it was before.
         if max(video.frames_THWC.shape[1:]) <= LONGEST_SIDE and key_of(source, video_processor, sampling) == key:
             self._store(key, video)

@@ -3,6 +3,7 @@
     config.json      settings, versions, commit, command line, start: enough to run it again
     metrics.jsonl    one JSON object a logging step
     rollouts.jsonl   one JSON object a group: see `RolloutRecord`
+    faults.jsonl     one JSON object a row whose video could not be shown: see `appo.faults`
     resumes.jsonl    one JSON object each time the run was resumed: from where, and how
     frames/          pictures that reports show
 
@@ -30,6 +31,7 @@ from appo.lines import RecordError, append_line, cut, damaged, read_lines, reaso
 
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
 RESUMES = "resumes.jsonl"
+FAULTS = "faults.jsonl"
 ROLLOUT_DIGITS = 6  # significant digits of the numbers in rollouts.jsonl («ours»: a third of the size)
 PACKAGES = ("appo", "torch", "transformers", "trl", "accelerate", "av")
 
@@ -225,11 +227,11 @@ class RunFolder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the records, once they are on the disk: with a checkpoint, they say what belongs to it."""
-        return {name: sync(self.path / name) for name in (METRICS, ROLLOUTS)}
+        return {name: sync(self.path / name) for name in (METRICS, ROLLOUTS, FAULTS)}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Take back what was recorded since `sizes`; {} takes back everything. Raises RecordError."""
-        for name in (METRICS, ROLLOUTS):
+        for name in (METRICS, ROLLOUTS, FAULTS):
             cut(self.path / name, sizes.get(name, 0))
 
     def read_metrics(self) -> list[dict[str, Any]]:

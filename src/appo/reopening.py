@@ -17,7 +17,7 @@ _MAY_DIFFER = frozenset({
     "output_dir", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit", "report_to", "run_name",
     "project", "trackio_space_id", "logging_dir", "disable_tqdm", "log_level", "log_level_replica", "push_to_hub",
     "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
-    "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_num_workers", "dataloader_pin_memory", "decode_timeout", "max_faulty_videos",
 })  # fmt: skip
 _HORIZON = frozenset({"max_steps", "num_train_epochs"})
 

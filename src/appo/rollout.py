@@ -14,7 +14,7 @@ from torch import Tensor
 from appo.frame_cache import FrameCache
 from appo.packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
 from appo.spans import check_time_advances
-from appo.video import FrameSampling, SampledVideo, VideoSource, lm_frame_timestamps, read_video
+from appo.video import Call, FrameSampling, SampledVideo, VideoSource, here, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
 # Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
@@ -29,12 +29,14 @@ class VideoCache:
         hits: number of videos found in the cache on disk instead.
     """
 
-    def __init__(self, video_processor: Any, sampling: FrameSampling, cache: FrameCache | None = None) -> None:
+    def __init__(
+        self, video_processor: Any, sampling: FrameSampling, cache: FrameCache | None = None, call: Call = here
+    ) -> None:
         self._video_processor = video_processor
         self._sampling = sampling
         self._videos: dict[VideoSource, SampledVideo] = {}
         self._timestamps: dict[VideoSource, tuple[float, ...]] = {}
-        self._cache = cache
+        self._cache, self._call = cache, call
         self.decoded = self.hits = 0
 
     def read(self, source: VideoSource) -> SampledVideo:
@@ -46,9 +48,9 @@ class VideoCache:
 
     def _read(self, source: VideoSource) -> SampledVideo:
         if self._cache is None:
-            video, found = read_video(source, self._video_processor, self._sampling), False
+            video, found = read_video(source, self._video_processor, self._sampling, self._call), False
         else:
-            video, found = self._cache.read(source, self._video_processor, self._sampling)
+            video, found = self._cache.read(source, self._video_processor, self._sampling, self._call)
         self.hits += found
         self.decoded += not found
         return video

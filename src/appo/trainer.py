@@ -20,16 +20,17 @@ from trl.rewards import get_soft_overlong_punishment
 from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig, arguments_of
+from appo.decoder import Decoder
 from appo.encoding import PromptEncoder
 from appo.frame_cache import cache_in
 from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
 from appo.packing import unwrap
-from appo.resampling import FreshRows, is_flat, resample
-from appo.resuming import ResumableTrainer
+from appo.resampling import is_flat, resample
 from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
 from appo.scoring import score_group
 from appo.sharding import as_forward
 from appo.sight import assert_sight
+from appo.steady import SteadyTrainer
 from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
@@ -37,7 +38,7 @@ from appo.vllm_rollout import VideoEngine
 from appo.weighing import weigh
 
 
-class APPOTrainer(ResumableTrainer):
+class APPOTrainer(SteadyTrainer):
     """Train a video language model with GRPO, DAPO or APPO; constructor and datasets are those of ``GRPOTrainer``.
 
     Rows hold a ``prompt`` column of messages with ``{"type": "video", "video": path}`` parts, plus the columns the
@@ -47,7 +48,9 @@ class APPOTrainer(ResumableTrainer):
     Raises:
         ValueError: settings that would silently train something else (named, with the fix).
         appo.sight.BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
-        appo.video.VideoError: a file that cannot be decoded completely.
+        appo.faults.FaultyVideosError: too many videos cannot be shown; others are replaced by the next sample.
+        appo.reward_faults.RewardError: a reward function raised.
+        appo.replays.NotFiniteError: a loss or gradient is not finite.
     """
 
     _tag_names = ["trl", "appo"]  # noqa: RUF012  # TRL's attribute
@@ -68,12 +71,11 @@ class APPOTrainer(ResumableTrainer):
         self._engine = self._never_sample(args) if self._is_vlm else None
         self.on_rollout: Any = None
         self.watch = Stopwatch(STEP_PARTS)
-        self._fresh = FreshRows(self.train_dataset, args.seed + self.accelerator.process_index)
-        self.keep("fresh rows", self._fresh.state, self._fresh.restore)
+        cache, decoder = cache_in(args.frame_cache), Decoder(args.decode_timeout)
         sampling = FrameSampling(args.video_fps, args.video_max_frames, args.video_min_frames)
         self.encoder = PromptEncoder(
             self.processing_class,
-            VideoCache(getattr(self.processing_class, "video_processor", None), sampling, cache_in(args.frame_cache)),
+            VideoCache(getattr(self.processing_class, "video_processor", None), sampling, cache, decoder),
             self.accelerator.device,
             self.accelerator.autocast,
             self.watch,
@@ -119,7 +121,8 @@ class APPOTrainer(ResumableTrainer):
     # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rollout = rollout = Rollout(list(inputs), any(has_video(row["prompt"]) for row in inputs))
+        rows = self._shown_rows(list(inputs)) if self.model.training else list(inputs)
+        self._rollout = rollout = Rollout(rows, any(has_video(row["prompt"]) for row in inputs))
         self._seen_prompts = None
         output: dict[str, Any] = super()._generate_and_score_completions(rollout.rows)
         self.encoder.forget()
@@ -251,7 +254,9 @@ class APPOTrainer(ResumableTrainer):
         assert self._rollout is not None
         sees = self._rollout.sees
         # A rollout without any video takes TRL's own path as a whole, so no video may join it.
-        fresh = self._fresh.draw(count, keep=lambda row: sees or not has_video(row["prompt"]))
+        fresh = self._draw_shown(count, keep=lambda row: sees or not has_video(row["prompt"]))
+        if not fresh:
+            return []
         rows = [row for row in fresh for _ in range(self.num_generations)]
         prompts = [row["prompt"] for row in rows]
         return self._groups(rows, prompts, super()._generate(prompts))
@@ -326,11 +331,11 @@ class APPOTrainer(ResumableTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if "vision" not in inputs:
-            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+            return super()._compute_loss(model, inputs)
         self._seen_prompts, self._seen_responses = inputs["vision"], inputs["completion_ids"].shape[1]
         rows = {key: value for key, value in inputs.items() if key != "vision"}
         try:
-            return super()._compute_loss(model, by_row(rows))  # type: ignore[no-any-return]
+            return super()._compute_loss(model, by_row(rows))
         finally:
             self._seen_prompts = None
 
@@ -343,8 +348,3 @@ class APPOTrainer(ResumableTrainer):
                 self._log_mean(f"time/{part}", seconds)
             self._log_mean("appo/score_share", (parts["score"] + parts["weights"]) / sum(parts.values()))
         return loss
-
-    def _log_mean(self, name: str, value: float) -> None:
-        """Log a number averaged over processes."""
-        gathered = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
-        self._metrics["train"][name].append(float(gathered.mean()))

@@ -7,10 +7,15 @@ frames inside it alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+import numpy as np
+import numpy.typing as npt
 
 from appo.decoding import decode, read_timeline
 from appo.frame_folders import folder_timeline, list_pictures, read_pictures
@@ -22,6 +27,7 @@ from appo.sampling import (
     MissingVideoError,
     NoVideoStreamError,
     SampledVideo,
+    Timeline,
     TooFewFramesError,
     VideoError,
     VideoSource,
@@ -48,8 +54,48 @@ __all__ = [
 ]
 
 
+# Calls one of the two functions below about a source: here, or where a decoder can be given up (appo.decoder).
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a source shows, found: nothing is decoded yet.
+
+    Attributes:
+        place: the file or folder.
+        pictures: of a folder, in order.
+        timeline: of the file or folder, or of the clip of it.
+    """
+
+    place: Path
+    pictures: list[Path]
+    timeline: Timeline
+
+
+def look(source: VideoSource) -> Shown:
+    """Find a source and read its times. Raises VideoError as `read_video`."""
+    place = local_path(source)
+    pictures = list_pictures(place) if source.frames_fps else []
+    whole = folder_timeline(place, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(place))
+    return Shown(place, pictures, whole if source.start is None and source.end is None else whole.cut(source))
+
+
+def take(source: VideoSource, shown: Shown, chosen: Sequence[int]) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
+    """The chosen frames, uint8 (T, H, W, 3), and their seconds (T,). Raises VideoError as `read_video`."""
+    if source.frames_fps:
+        frames_THWC = read_pictures([shown.pictures[shown.timeline.first + index] for index in chosen])
+        return frames_THWC, tuple(index / source.frames_fps for index in chosen)
+    return decode(str(shown.place), chosen, shown.timeline)
+
+
+def here(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in this process."""
+    return function(*arguments)
+
+
 def read_video(
-    source: VideoSource | str | os.PathLike[str], video_processor: Any, sampling: FrameSampling
+    source: VideoSource | str | os.PathLike[str], video_processor: Any, sampling: FrameSampling, call: Call = here
 ) -> SampledVideo:
     """Decode the frames that the model's video processor chooses.
 
@@ -57,6 +103,7 @@ def read_video(
         source: what is shown; a path alone means the whole file.
         video_processor: a video processor of transformers; only its ``sample_frames`` rule is used.
         sampling: how many frames to take.
+        call: where the file is opened and decoded.
 
     Returns:
         The sampled frames. Memory is bounded by the sample, not by the length of the video.
@@ -67,17 +114,11 @@ def read_video(
     """
     if not isinstance(source, VideoSource):
         source = VideoSource(os.fspath(source))
-    place = local_path(source)
-    pictures = list_pictures(place) if source.frames_fps else []
-    whole = folder_timeline(place, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(place))
-    shown = whole if source.start is None and source.end is None else whole.cut(source)
-    chosen = choose_frames(source, len(shown.times), shown.fps, video_processor, sampling)
-    if source.frames_fps:
-        frames_THWC = read_pictures([pictures[shown.first + index] for index in chosen])
-        timestamps_T = tuple(index / source.frames_fps for index in chosen)
-    else:
-        frames_THWC, timestamps_T = decode(str(place), chosen, shown)
-    return SampledVideo(source.path, frames_THWC, timestamps_T, shown.fps, len(shown.times), chosen)
+    shown: Shown = call(look, source)
+    fps, total = shown.timeline.fps, len(shown.timeline.times)
+    chosen = choose_frames(source, total, fps, video_processor, sampling)
+    frames_THWC, timestamps_T = call(take, source, shown, chosen)
+    return SampledVideo(source.path, frames_THWC, timestamps_T, fps, total, chosen)
 
 
 def local_path(source: VideoSource) -> Path:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 START_SECONDS = 120.0  # for a new process to import what it needs
@@ -27,9 +29,10 @@ Function = Callable[[Task, Callable[[float], None]], Result]
 
 @dataclass(frozen=True)
 class Lost:
-    """What became of a task that has no result."""
+    """What became of a task that has no result. ``ended``: its process did, by itself or by a signal."""
 
     reason: str
+    ended: bool = False
 
 
 def run_tasks(
@@ -64,11 +67,32 @@ def run_tasks(
                     yield worker.task, answer[0]
             for worker in [worker for worker in busy.values() if worker.deadline <= time.monotonic()]:
                 del busy[worker.pipe]
-                worker.end()
-                yield worker.task, Lost(f"it did not end within {worker.limit:.0f} s")
+                yield worker.task, worker.give_up()
     finally:
         for worker in (*busy.values(), *idle):
             worker.end()
+
+
+class Helper(Generic[Task, Result]):
+    """One process, begun when it is first needed, that does one task after another.
+
+    It is given up with a task that does not end; the next task begins another.
+    """
+
+    def __init__(self, function: Function[Task, Result]) -> None:
+        self._function = function
+        self._worker: _Worker[Task, Result] | None = None
+
+    def do(self, task: Task, limit: float) -> Result | Lost:
+        """The result of a task, as `run_tasks` has it."""
+        worker = self._worker or _Worker(self._function)
+        self._worker = None
+        worker.give(task, limit)
+        while connection.wait([worker.pipe], max(0.0, worker.deadline - time.monotonic())):
+            if (answer := worker.answer()) is not None:
+                self._worker = None if isinstance(answer[0], Lost) else worker
+                return answer[0]
+        return worker.give_up()
 
 
 class _Worker(Generic[Task, Result]):
@@ -81,7 +105,7 @@ class _Worker(Generic[Task, Result]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _interrupts_held():
+        with _interrupts_held(), _without_main():
             self._process.start()
         theirs.close()
         self.limit, self.deadline = START_SECONDS, 0.0
@@ -99,9 +123,14 @@ class _Worker(Generic[Task, Result]):
             seconds, *result = self.pipe.recv()
         except (EOFError, OSError):
             self.end()
-            return (Lost(f"its decoder ended the process (exit code {self._process.exitcode})"),)
+            return (Lost(f"its decoder ended the process (exit code {self._process.exitcode})", ended=True),)
         self._allow(seconds)
         return (result[0],) if result else None
+
+    def give_up(self) -> Lost:
+        """End the process with its task."""
+        self.end()
+        return Lost(f"it did not end within {self.limit:.0f} s")
 
     def end(self) -> None:
         """End the process, whatever it is at."""
@@ -133,6 +162,17 @@ def _end_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """What is started inside does not import the program's main module, which may train without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager
