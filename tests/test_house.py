@@ -23,7 +23,7 @@ SOURCE = ROOT / "src"
 # Reading order = import order = the order data flows: a room imports from rooms above it only.
 ROOMS = [
     "appo",
-    "appo.types", "appo.perception", "appo.prompts", "appo.intervals", "appo.answers", "appo.rewards",
+    "appo.types", "appo.perception", "appo.relative", "appo.prompts", "appo.intervals", "appo.answers", "appo.rewards",
     "appo.data.row", "appo.data.files", "appo.data.media", "appo.data.choices", "appo.data.table",
     "appo.data.seed_bench_r1", "appo.data.video_r1",
     "appo.data.nextqa", "appo.data.nextgqa", "appo.data.perception_test", "appo.data.vsi_bench", "appo.data.mvbench",
@@ -48,7 +48,7 @@ ROOMS = [
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
     "appo.evaluating",
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
-    "appo.training", "appo.demo", "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
+    "appo.training", "appo.replaying", "appo.demo", "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60

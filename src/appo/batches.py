@@ -8,7 +8,7 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,12 +36,16 @@ def by_row(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def batch_weights(weights_Q: Sequence[PerceptionWeights | None], mask_BN: Tensor) -> tuple[Tensor, dict[str, float]]:
+def batch_weights(
+    weights_Q: Sequence[PerceptionWeights | None], mask_BN: Tensor, gather: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """The token weights of all groups as one float32 (B, N) tensor, 1 where a group has none, and their metrics.
 
     Args:
         weights_Q: one entry a group (its N may be shorter than the batch's); None: nothing applies to it.
         mask_BN: (B, N), non-zero on response tokens.
+        gather: concatenates a (1, 2) tensor over processes. If it is given, weights are divided by their mean over the
+            response tokens of all processes (ours, method.md); the metrics are of the weights before that.
     """
     mask_QGN = mask_BN.bool().view(len(weights_Q), -1, mask_BN.shape[1])
     weights_QGN = torch.ones(mask_QGN.shape, device=mask_BN.device)
@@ -58,6 +62,9 @@ def batch_weights(weights_Q: Sequence[PerceptionWeights | None], mask_BN: Tensor
         "crucial_frames": sum(crucial) / len(crucial),
         "groups_without_crucial_frames": crucial.count(0) / len(crucial),
     }
+    if gather is not None:
+        total, count = gather(torch.stack([(weights_QGN * mask_QGN).sum(), mask_QGN.sum()])[None]).sum(dim=0)
+        weights_QGN = torch.where(mask_QGN & (total > 0), weights_QGN * (count / total), weights_QGN)
     return weights_QGN.flatten(0, 1), metrics
 
 

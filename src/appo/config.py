@@ -12,6 +12,7 @@ from typing import Any
 from trl import GRPOConfig
 
 METHODS = ("grpo", "dapo", "appo", "sft")
+CHOICES = {"strategy": ("soft", "hard", "all"), "divergence": ("kl", "k3"), "frame_attention": ("raw", "relative")}
 
 # What each method prescribes for settings the user has left at None.
 _GRPO: dict[str, Any] = {
@@ -48,8 +49,8 @@ class APPOConfig(GRPOConfig):
     method: str = field(
         default="appo",
         metadata={
-            "help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights. sft: the "
-            "supervised baseline on the same rows (appo train only)."
+            "help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights. sft: "
+            "the supervised baseline on the same rows (appo train only)."
         },
     )
     strategy: str = field(
@@ -71,6 +72,18 @@ class APPOConfig(GRPOConfig):
     )
     divergence: str = field(
         default="kl", metadata={"help": "kl (the paper's formula) or k3 (the released code's estimator). APPO step 6."}
+    )
+    frame_attention: str = field(
+        default="raw",
+        metadata={"help": "raw (the paper) or relative: over the frame's usual share of attention (ours, method.md)."},
+    )
+    base_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of tokens that no crucial frame chose, 0 to 1; 1: the paper (ours, method.md)."},
+    )
+    normalize_weights: bool = field(
+        default=False,
+        metadata={"help": "Divide the weights by their mean over the batch's tokens: a step no larger than DAPO's."},
     )
     attention_layers: int = field(
         default=3, metadata={"help": "Last decoder layers whose attention to frames is averaged. APPO step 1: 3."}
@@ -146,9 +159,9 @@ class APPOConfig(GRPOConfig):
 
     @property
     def weight_settings(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`appo.perception.token_weights` (method steps 2-8)."""
+        """The keyword arguments of :func:`appo.weighing.weigh` (method steps 2-8), but for the temperature."""
         names = ("threshold", "strategy", "score_tokens", "top_frames", "frame_tokens", "max_weight", "divergence")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "base_weight")}
 
     def accuracy_column(self, reward_names: list[str]) -> int:
         """Which reward function splits winners from losers: the one named ``accuracy_reward``, or the only one.
@@ -192,11 +205,13 @@ class APPOConfig(GRPOConfig):
         for name in ("score_tokens", "top_frames", "frame_tokens", "attention_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("strategy", ("soft", "hard", "all")), ("divergence", ("kl", "k3"))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.max_weight < 1:
             raise ValueError(f"max_weight must be at least 1 (1 is DAPO), got {self.max_weight}")
+        if not 0 <= self.base_weight <= 1:
+            raise ValueError(f"base_weight must be from 0 to 1 (1 is the paper), got {self.base_weight}")
         if self.rows_per_chunk and not self.shared_prefix:
             raise ValueError("rows_per_chunk splits packed groups: set shared_prefix to true, or rows_per_chunk to 0")
         if not self.decode_timeout > 0:

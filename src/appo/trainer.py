@@ -35,7 +35,7 @@ from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
 from appo.vllm_rollout import VideoEngine
-from appo.weighing import weigh
+from appo.weighing import Weigher
 
 
 class APPOTrainer(SteadyTrainer):
@@ -68,6 +68,8 @@ class APPOTrainer(SteadyTrainer):
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         args.reward_weights = weights
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
+        self.weigher = Weigher(args.weight_settings, self._accuracy_column, self.temperature, args.frame_attention)
+        self.keep("frame shares", self.weigher.shares.state, self.weigher.shares.restore)
         self._engine = self._never_sample(args) if self._is_vlm else None
         self.on_rollout: Any = None
         self.watch = Stopwatch(STEP_PARTS)
@@ -132,7 +134,8 @@ class APPOTrainer(SteadyTrainer):
         if self.model.training:
             scored = self._score(rollout, prompts, output["advantages"])
             if self.args.method == "appo":
-                weights_BN, metrics = batch_weights([group.weights for group in scored], output["completion_mask"])
+                gather = self.accelerator.gather if self.args.normalize_weights else None
+                weights_BN, metrics = batch_weights([g.weights for g in scored], output["completion_mask"], gather)
                 # Method step 9: weights >= 0 commute with the clip, so they go into the advantages.
                 output["advantages"] = output["advantages"][:, None] * weights_BN
                 for name, value in metrics.items():
@@ -293,16 +296,13 @@ class APPOTrainer(SteadyTrainer):
         scored = []
         for q, (group, prompt, advantages_G) in enumerate(zip(rollout.groups, prompts, advantages_QG, strict=True)):
             times = self.encoder.videos.timestamps(group[0].row["prompt"])
-            if self.args.method != "appo" or "video_grid_thw" not in prompt:
-                scored.append(ScoredGroup(group, times, advantages_G, None, None))
-                continue
-            scores = rollout.scores[q] if rollout.scores else self._score_group(group, prompt)
-            accuracy_G = torch.stack([sample.rewards[self._accuracy_column] for sample in group])
-            with self.watch("weights"):
-                settings = {"temperature": self.temperature, **self.args.weight_settings}
-                weights = self._as_forward(weigh, self._base_model, scores, accuracy_G, **settings)
-            scored.append(ScoredGroup(group, times, advantages_G, scores, weights))
-        return scored
+            scores = None
+            if self.args.method == "appo" and "video_grid_thw" in prompt:
+                scores = rollout.scores[q] if rollout.scores else self._score_group(group, prompt)
+            scored.append(ScoredGroup(group, times, advantages_G, scores, None))
+        with self.watch("weights"):
+            self.weigher.remember(scored, gather_object)
+            return [self._as_forward(self.weigher, self._base_model, group) for group in scored]
 
     def _score_group(self, group: Group, prompt: PromptInputs) -> GroupScores:
         with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
