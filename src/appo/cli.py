@@ -37,6 +37,11 @@ EXAMPLES = {
         "  appo plan --config recipes/spotlight.yaml --gpus 1\n\n"
         "GB are 1e9 bytes. What is checked against measured peaks, and what is arithmetic: docs/scaling.md."
     ),
+    "replay": (
+        "example:\n  appo replay runs/qwen\n\n"
+        "A run stops before it applies a loss or gradient that is not finite, and keeps weights and batch of that\n"
+        "step (docs/reliability.md). This says where in it the first such number is."
+    ),
     "train": (
         "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
         "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n"
@@ -64,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments, rest)
         if arguments.command == "plan":
             return _plan(arguments, rest)
+        if arguments.command == "replay":
+            return _replay(arguments, rest)
         return _train(arguments, rest)
     except KeyboardInterrupt as stop:
         print(f"appo: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -106,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval_flags(described(commands.add_parser("eval", help=purpose, allow_abbrev=False), "eval"))
     plan = commands.add_parser("plan", help="memory a run needs on each GPU, before it is run", allow_abbrev=False)
     add_flags(described(plan, "plan"))
+    purpose = "run the step again at which a run stopped because a number was not finite"
+    replay = described(commands.add_parser("replay", help=purpose, allow_abbrev=False), "replay")
+    replay.add_argument("run", type=Path, help="run folder")
+    replay.add_argument("--process", type=int, default=0, help="whose batch, of several processes (default: 0)")
     return parser
 
 
@@ -239,6 +250,17 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f"unknown argument {rest[0]}; `appo plan --help` lists what there is")
     print(shown(plan_of(arguments)))
+    return 0
+
+
+def _replay(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from appo.replaying import replay
+
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo replay --help` lists what there is")
+    _quiet_bars()
+    for line in replay(arguments.run, arguments.process).lines():
+        print(line)
     return 0
 
 

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from appo.checkpoints import step_of
 from appo.resuming import as_saved, plain
 
 FOLDER, FILE = "replay", "replay.json"
@@ -38,7 +37,8 @@ class Replay:
         step: optimiser steps done before.
         problem: what was not finite, and in which processes.
         settings: all settings of training.
-        rewards: names of the reward functions.
+        dtype: of the weights.
+        accumulation: micro-batches in a whole step; those behind the one that was stopped at are not there.
         batches: micro-batches of one process.
     """
 
@@ -46,6 +46,8 @@ class Replay:
     step: int
     problem: str
     settings: dict[str, Any]
+    dtype: str
+    accumulation: int
     batches: list[dict[str, Any]]
 
 
@@ -57,9 +59,9 @@ def write_tensors(folder: Path, rank: int, batches: Sequence[Mapping[str, Any]])
     return tree
 
 
-def write_description(folder: Path, step: int, problem: str, settings: Mapping[str, Any], trees: Sequence[Any]) -> None:
-    """Write the rest."""
-    data = {"step": step, "problem": problem, "settings": settings, "processes": list(trees)}
+def write_description(folder: Path, trees: Sequence[Any], **description: Any) -> None:
+    """Write the rest: where the tensors of each process go, and the other fields of a `Replay`."""
+    data = {**description, "processes": list(trees)}
     (folder / FILE).write_text(json.dumps(data, default=str) + "\n", encoding="utf-8")
 
 
@@ -69,18 +71,17 @@ def read_replay(run: Path, rank: int = 0) -> Replay:
     Raises:
         OSError, ValueError: there is none, or no such process; one line.
     """
-    steps = sorted(
-        (run / FOLDER).glob("step-*"), key=lambda path: step_of(Path(path.name.replace("step", "checkpoint")))
-    )
+    steps = sorted((run / FOLDER).glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     if not steps:
-        raise FileNotFoundError(f"{run}: no step to replay; {FOLDER}/ is written when a loss or gradient is not finite")
+        raise FileNotFoundError(f"{run}: nothing to replay; {FOLDER}/ is written when a loss or gradient is not finite")
     folder = steps[-1]
     data = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if not 0 <= rank < len(data["processes"]):
         raise ValueError(f"{folder}: there is no process {rank}, choose from 0 to {len(data['processes']) - 1}")
     tensors = load_file(folder / f"batch-{rank}.safetensors")
     batches = as_saved(_untree(data["processes"][rank], tensors))
-    return Replay(folder, data["step"], data["problem"], data["settings"], batches)
+    names = ("step", "problem", "settings", "dtype", "accumulation")
+    return Replay(folder, **{name: data[name] for name in names}, batches=batches)
 
 
 def _tree(value: Any, tensors: dict[str, Tensor]) -> Any:

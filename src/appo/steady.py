@@ -141,7 +141,11 @@ class SteadyTrainer(ResumableTrainer):
             self.accelerator.wait_for_everyone()
             trees = gather_object([write_tensors(written, self.accelerator.process_index, self._batches)])
             if self.args.should_save:
-                write_description(written, self.state.global_step, found, self.args.to_dict(), trees)
+                write_description(
+                    written, trees, step=self.state.global_step, problem=found, settings=self.args.to_dict(),
+                    dtype=str(self.model.dtype).removeprefix("torch."),
+                    accumulation=self.current_gradient_accumulation_steps,
+                )  # fmt: skip
                 seal(written, final)
             self.accelerator.wait_for_everyone()
 
