@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 
 from appo import evaluate
-from appo.display import accuracy_table, print_group, write_picture
+from appo.display import accuracy_table, write_picture
 from appo.evaluate import Asking, Prediction, accuracy, answer, predict
 from appo.inspection import inspect_question
 from appo.predictions import batches
 from appo.records import RolloutRecord
 from appo.spotlight import build_policy
+from appo.terminal import print_group
 from appo.video import FrameSampling
 from runs import clips
 

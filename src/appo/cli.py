@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appo import spotlighting
+from appo.comparing.command import add_compare_flags, run_compare
 from appo.planning import add_flags, plan_of, shown
 
 if TYPE_CHECKING:
@@ -31,11 +33,23 @@ EXAMPLES = {
         "  appo eval --compare runs/vsi runs/vsi-appo\n\n"
         "The same command goes on with what an interrupted one left, and scores a finished one again."
     ),
+    "compare": (
+        "example:\n  appo compare --methods grpo,dapo,appo --seeds 8 --output runs/compare --workers 2\n\n"
+        "Each method with each seed is trained on the embedded world and evaluated: one cell, one process, one core. The\n"
+        "same command goes on with what an interrupted one left. Methods and what is measured: docs/results.md."
+    ),
     "plan": (
         "example:\n  appo plan --model qwen2.5-vl-7b --gpus 8 --sharding zero3\n"
         "  appo plan --model qwen2.5-vl-3b --gpus 1 --gpu-memory 24 --dtype bf16 --lora-r 64\n"
         "  appo plan --config recipes/spotlight.yaml --gpus 1\n\n"
         "GB are 1e9 bytes. What is checked against measured peaks, and what is arithmetic: docs/scaling.md."
+    ),
+    "spotlight": (
+        "example:\n  appo spotlight runs/demo\n  appo spotlight runs/appo runs/dapo --output both.html\n"
+        "  appo spotlight runs/demo --text\n"
+        "  appo spotlight --model Qwen/Qwen2.5-VL-3B-Instruct --video kitchen.mp4 --question 'What is cut first?' \\\n"
+        "      --options 'an onion' 'a carrot' --answer A\n\n"
+        "One self-contained page, its data beside it as .json. What it shows: docs/spotlight.md."
     ),
     "replay": (
         "example:\n  appo replay runs/qwen\n\n"
@@ -69,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments, rest)
         if arguments.command == "plan":
             return _plan(arguments, rest)
+        if arguments.command == "compare":
+            return run_compare(arguments, rest)
+        if arguments.command == "spotlight":
+            return _spotlight(arguments, rest)
         if arguments.command == "replay":
             return _replay(arguments, rest)
         return _train(arguments, rest)
@@ -113,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval_flags(described(commands.add_parser("eval", help=purpose, allow_abbrev=False), "eval"))
     plan = commands.add_parser("plan", help="memory a run needs on each GPU, before it is run", allow_abbrev=False)
     add_flags(described(plan, "plan"))
+    purpose = "train several methods with several seeds and put them side by side"
+    add_compare_flags(described(commands.add_parser("compare", help=purpose, allow_abbrev=False), "compare"))
+    purpose = "a page that shows where the winners looked"
+    page = described(commands.add_parser("spotlight", help=purpose, allow_abbrev=False), "spotlight")
+    spotlighting.add_flags(page)
     purpose = "run the step again at which a run stopped because a number was not finite"
     replay = described(commands.add_parser("replay", help=purpose, allow_abbrev=False), "replay")
     replay.add_argument("run", type=Path, help="run folder")
@@ -250,6 +273,19 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f"unknown argument {rest[0]}; `appo plan --help` lists what there is")
     print(shown(plan_of(arguments)))
+    return 0
+
+
+def _spotlight(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from rich.console import Console
+
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo spotlight --help` lists what there is")
+    if arguments.model:
+        _quiet_bars()
+    console = Console()
+    if page := spotlighting.spotlight(arguments, console):
+        console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from transformers import TrainerCallback
 
 from appo.config import APPOConfig
 from appo.data import rows_of
-from appo.display import accuracy_table, print_group, write_picture
+from appo.display import accuracy_table, write_picture
 from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord, RunFolder
+from appo.report import write_page
+from appo.seen_run import see_run
 from appo.spotlight import generate, load_policy
 from appo.spotlight.dataset import HELD_OUT_SEED
-from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
+from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.spotlight.world import LEVELS
+from appo.spotlighting import PAGE
+from appo.strips import Reading
+from appo.terminal import print_group
 from appo.training import fit, make_trainer
 from appo.types import VideoQA
+
+# A film of training: a few held-out questions that the untrained policy gets wrong, asked again every few steps.
+FILMED_QUESTIONS, FILM_EVERY = 4, 5
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,7 @@ def demo_config(settings: DemoSettings) -> APPOConfig:
         max_completion_length=MAX_NEW_TOKENS,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
-        # K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
-        score_tokens=8,
-        top_frames=2,
-        frame_tokens=8,
+        **WORLD_WEIGHTS,
         video_fps=SAMPLING.fps,
         video_max_frames=SAMPLING.max_frames,
         use_cpu=True,
@@ -90,12 +96,13 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     before = _evaluate(model, processor, held_out, "before training", console)
     trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
     trainer.add_callback(RewardsMustVary())
+    inspect = partial(_inspect, processor=processor, config=config, folder=folder)
+    trainer.add_callback(Filming([q for q, old in _pairs(held_out["L1"], before["L1"]) if not old.right], inspect))
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
     after = _evaluate(model, processor, held_out, "after training", console)
-    groups = _telling_groups(model, processor, held_out["L1"], before["L1"], after["L1"], config)
-    for _, record in groups:
-        folder.append_rollout(record)
+    inspect_now = partial(inspect, model, step=config.max_steps)
+    groups = _telling_groups(inspect_now, held_out["L1"], before["L1"], after["L1"])
     result = DemoResult(_by_level(before), _by_level(after), [record for _, record in groups])
     _write_evaluation(folder, result, before, after)
     _show(result, groups, folder, console)
@@ -156,36 +163,71 @@ class RewardsMustVary(TrainerCallback):
             raise ValueError("all rewards of the first step were equal, so nothing can be learned: try another --seed")
 
 
+class Filming(TrainerCallback):
+    """Records groups about the same questions before training, every few steps and after it; training is not touched.
+
+    Args:
+        questions: to choose from, in order.
+        inspect: ``(model, question, step=...)`` samples a group and records it.
+    """
+
+    def __init__(self, questions: Sequence[VideoQA], inspect: Callable[..., Any]) -> None:
+        self._questions, self._inspect = questions[:FILMED_QUESTIONS], inspect
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the untrained policy."""
+        self._record(state.global_step, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the policy every few steps and after the last one."""
+        if state.global_step % FILM_EVERY == 0 or state.global_step == state.max_steps:
+            self._record(state.global_step, kwargs["model"])
+
+    def _record(self, step: int, model: Any) -> None:
+        for question in self._questions:
+            self._inspect(model, question, step=step)
+
+
+def _inspect(
+    model: Any, question: VideoQA, *, step: int, processor: Any, config: APPOConfig, folder: RunFolder
+) -> RolloutRecord:
+    """A group about a question, recorded; always the same random numbers, and those of training are left alone."""
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        record = inspect_question(
+            model,
+            processor,
+            question,
+            SAMPLING,
+            max_new_tokens=MAX_NEW_TOKENS,
+            instruction="",
+            step=step,
+            keep_film=folder.keep_film,
+            **config.weight_settings,
+        )
+    model.train(was_training)
+    folder.append_rollout(record)
+    return record
+
+
+def _pairs(questions: Sequence[VideoQA], *predictions: Sequence[Prediction]) -> list[tuple[Any, ...]]:
+    return list(zip(questions, *predictions, strict=True))
+
+
 def _telling_groups(
-    model: Any,
-    processor: Any,
+    inspect: Callable[[VideoQA], RolloutRecord],
     questions: Sequence[VideoQA],
     before: Sequence[Prediction],
     after: Sequence[Prediction],
-    config: APPOConfig,
 ) -> list[tuple[str, RolloutRecord]]:
     """A question that training won over and one that is lost, each with a fresh group of the trained policy."""
-    pairs = list(zip(questions, before, after, strict=True))
+    pairs = _pairs(questions, before, after)
     won = [q for q, old, new in pairs if not old.right and new.right]
     lost = [q for q, old, new in pairs if old.right and not new.right] or [q for q, _, new in pairs if not new.right]
     chosen = [("won over: wrong before training, right after", won), ("lost: wrong after training", lost)]
-    return [
-        (
-            title,
-            inspect_question(
-                model,
-                processor,
-                candidates[0],
-                SAMPLING,
-                max_new_tokens=MAX_NEW_TOKENS,
-                instruction="",
-                step=config.max_steps,
-                **config.weight_settings,
-            ),
-        )
-        for title, candidates in chosen
-        if candidates
-    ]
+    return [(title, inspect(candidates[0])) for title, candidates in chosen if candidates]
 
 
 def _write_evaluation(
@@ -205,7 +247,9 @@ def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folde
     groups = [(title, replace(record, video=Path(record.video).name)) for title, record in groups]
     table = accuracy_table(result.before, result.after)
     for title, record in groups:
-        print_group(console, title, record)
+        print_group(console, title, record, Reading.of(folder.config["training"]))
     console.print(table)
-    write_picture(folder.path / "summary.svg", groups, table)
+    write_picture(folder.path / "summary.svg", groups, table, Reading.of(folder.config["training"]))
     console.print(f"run folder: {folder.path} (metrics.jsonl, rollouts.jsonl, evaluation.json, summary.svg, policy/)")
+    page = write_page(folder.path / PAGE, [see_run(folder.path)])
+    console.print(f"open this page in a browser: {page}", style="bold", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a progress bar, a table of accuracies, groups with their weighted tokens."""
+"""What a run shows in the terminal: a progress bar, a table of accuracies, and all of it as a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from appo.evaluate import Accuracy
-from appo.records import ResponseRecord, RolloutRecord
+from appo.records import RolloutRecord
+from appo.strips import Reading
+from appo.terminal import print_group
 
 PICTURE_WIDTH = 120
 
@@ -69,11 +71,13 @@ class TrainingBar(TrainerCallback):
         self._progress.stop()
 
 
-def write_picture(path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table) -> None:
+def write_picture(
+    path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table, reading: Reading | None = None
+) -> None:
     """Groups and table as an SVG picture of the terminal, to look at later or to show around."""
     console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, force_terminal=True)
     for title, record in groups:
-        print_group(console, title, record)
+        print_group(console, title, record, reading)
     console.print(table)
     svg = console.export_svg(title="appo demo")
     # The picture must not fetch fonts: viewers use their own monospaced one.
@@ -95,42 +99,3 @@ def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]
 
 def _interval(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.mean:.1f} % ({100 * accuracy.low:.0f}-{100 * accuracy.high:.0f})"
-
-
-def print_group(console: Console, title: str, record: RolloutRecord) -> None:
-    """A group's question, its frames, and the response of a winner and of a loser with weighted tokens lit."""
-    console.rule(Text(title, style="bold"))
-    console.print(Text.assemble("question  ", (record.question, "bold"), "   answer  ", (record.answer, "bold green")))
-    console.print(Text.assemble("video     ", record.video))
-    console.print(_frame_line(record))
-    right = [response for response in record.responses if _is_right(response)]
-    wrong = [response for response in record.responses if not _is_right(response)]
-    console.print(f"answers   {len(right)} of {len(record.responses)} right", highlight=False)
-    for name, style, responses in (("winner", "green", right), ("loser", "red", wrong)):
-        if responses:
-            console.print(Text.assemble((f"{name:<10}", style), _weighted_text(responses[0])))
-
-
-def _is_right(response: ResponseRecord) -> bool:
-    return response.rewards.get("accuracy_reward", 0.0) >= 0.5
-
-
-def _frame_line(record: RolloutRecord) -> Text:
-    """The frames by their seconds: crucial ones lit, those that truly show the answer in brackets."""
-    line = Text("frames    ")
-    for frame, seconds in enumerate(record.timestamps):
-        mark = f"[{seconds:.1f}s]" if frame in (record.event_frames or []) else f"{seconds:.1f}s"
-        line.append(mark, style="black on yellow" if frame in record.crucial_frames else "dim")
-        line.append(" ")
-    crucial = ", ".join(f"{record.timestamps[frame]:.1f}s" for frame in record.crucial_frames) or "none"
-    return line.append(f" crucial: {crucial}; in brackets: where the answer is seen")
-
-
-def _weighted_text(response: ResponseRecord) -> Text:
-    """The tokens of a response, the brighter the larger their weight."""
-    text = Text()
-    for token, weight, chosen in zip(response.tokens, response.weights, response.chosen, strict=True):
-        level = weight - 1.0
-        style = "bold black on yellow" if level > 0.35 else "yellow" if level > 0.05 else ""
-        text.append(token, style=f"{style} underline" if chosen and style else style).append(" ")
-    return text

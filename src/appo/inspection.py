@@ -5,13 +5,14 @@ Shape suffixes: G responses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from appo.groups import Sample, ScoredGroup
 from appo.prompts import INSTRUCTION, build_messages
-from appo.recording import group_record
+from appo.recording import film_of, group_record
 from appo.records import RolloutRecord
 from appo.rewards import score_answer
 from appo.rollout import VideoCache, encode_prompt, generate, video_sources
@@ -31,6 +32,7 @@ def inspect_question(
     responses: int = 8,
     instruction: str = INSTRUCTION,
     step: int = 0,
+    keep_film: Callable[[bytes], str] = lambda _: "",
     **weight_settings: Any,
 ) -> RolloutRecord:
     """Sample a group of responses and make its frame attention, crucial frames and token weights (method steps 1-8).
@@ -38,12 +40,14 @@ def inspect_question(
     Args:
         model: a Hugging Face video language model.
         processor: its processor.
-        question: video, question and gold answer (which splits winners from losers).
+        question: video, question and gold answer, which splits winners from losers. Without one (""), nobody is
+            rewarded, and the frames that any response looked at are crucial.
         sampling: how frames are sampled.
         max_new_tokens: longest response.
         responses: G.
         instruction: appended to the question.
         step: recorded as the training step the model is at.
+        keep_film: stores the picture of the frames and returns its name (:meth:`appo.records.RunFolder.keep_film`).
         weight_settings: passed to :func:`appo.perception.token_weights`.
 
     Returns:
@@ -54,7 +58,7 @@ def inspect_question(
     prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
     ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
     texts = processor.batch_decode(ids_G, skip_special_tokens=True)
-    rewards_G = torch.tensor([score_answer(t, question.answer, question.kind, question.options) for t in texts])
+    rewards_G = torch.tensor([_reward(text, question) for text in texts])
     row = {
         "prompt": messages,
         "id": question.id,
@@ -63,13 +67,20 @@ def inspect_question(
         "kind": question.kind,
         "event_frames": question.metadata.get("event_frames"),
     }
+    names = ["accuracy_reward"] if question.answer else []
     samples = [
-        Sample(row, prompt["input_ids"][0].tolist(), ids.tolist(), text, None, prompt, reward[None])
+        Sample(row, prompt["input_ids"][0].tolist(), ids.tolist(), text, None, prompt, reward[None][: len(names)])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
     ]
     with torch.no_grad():
         scores = score_group(model, prompt, ids_G)
+    if not question.answer:
+        weight_settings["strategy"] = "all"
     weights = weigh(model, scores, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
     group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
-    return group_record(step, group, processor.tokenizer, ["accuracy_reward"])
+    return group_record(step, group, processor.tokenizer, names, keep_film(film_of(videos, messages, processor)))
+
+
+def _reward(text: str, question: VideoQA) -> float:
+    return score_answer(text, question.answer, question.kind, question.options) if question.answer else 0.0

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from appo.filmstrip import filmstrip
 from appo.groups import Sample, ScoredGroup
 from appo.records import ResponseRecord, RolloutRecord, RunFolder
+from appo.rollout import Messages, VideoCache, has_video, video_sources
 
 if TYPE_CHECKING:
     from appo.resuming import WholeCheckpoints
@@ -42,19 +44,42 @@ class Recorder(MetricsRecorder):
 
     def __init__(self, folder: RunFolder, trainer: APPOTrainer) -> None:
         super().__init__(folder, trainer)
-        self._tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        self._processor = trainer.processing_class
+        self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._reward_names = list(trainer.reward_func_names)
         self._groups = trainer.args.rollouts_per_step
+        self._encoder, self._watch = trainer.encoder, trainer.watch
+        self._films: dict[str, str] = {}
         trainer.on_rollout = self.on_rollout
 
     def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Record the first groups of a rollout, on the main process only: those are its own."""
         for group in groups[: self._groups if self._writes() else 0]:
-            self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names))
+            film = self._film(group.samples[0].row["prompt"])
+            self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names, film))
+
+    def _film(self, messages: Messages) -> str:
+        """The name of a prompt's picture. Its pixels are gone by now: a video is read once more, once a run."""
+        if not has_video(messages):
+            return ""
+        shown = repr(video_sources(messages))
+        if shown not in self._films:
+            with self._watch("decode"):
+                self._films[shown] = self._folder.keep_film(film_of(self._encoder.videos, messages, self._processor))
+                self._encoder.videos.clear()
+        return self._films[shown]
 
 
-def group_record(step: int, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str]) -> RolloutRecord:
-    """One scored group as it is written to rollouts.jsonl."""
+def film_of(videos: VideoCache, messages: Messages, processor: Any) -> bytes:
+    """The frames that a conversation shows, as a picture (see :func:`appo.filmstrip.filmstrip`). Raises VideoError."""
+    merged = getattr(processor.video_processor, "temporal_patch_size", None) or 1
+    return filmstrip([videos.read(source) for source in video_sources(messages)], merged)
+
+
+def group_record(
+    step: int, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str], film: str = ""
+) -> RolloutRecord:
+    """One scored group as it is written to rollouts.jsonl; `film` names the picture of its frames."""
     row = group.samples[0].row
     crucial = [] if group.weights is None else group.weights.crucial_F.nonzero()[:, 0].tolist()
     return RolloutRecord(
@@ -70,6 +95,7 @@ def group_record(step: int, group: ScoredGroup, tokenizer: Any, reward_names: Se
             _response_record(i, sample, group, tokenizer, reward_names) for i, sample in enumerate(group.samples)
         ],
         event_frames=row.get("event_frames"),
+        film=film,
     )
 
 

@@ -5,7 +5,7 @@
     rollouts.jsonl   one JSON object a group: see `RolloutRecord`
     faults.jsonl     one JSON object a row whose video could not be shown: see `appo.faults`
     resumes.jsonl    one JSON object each time the run was resumed: from where, and how
-    frames/          pictures that reports show
+    frames/          the frames of recorded groups, one WebP picture (`appo.filmstrip`) a video
 
 A run may be killed at any moment, so every line is written at once, a torn last line is tolerated, and anything else
 that is not as written raises `RecordError` naming file and line. N response tokens, F frames as the model sees them.
@@ -13,6 +13,7 @@ that is not as written raises `RecordError` naming file and line. N response tok
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -99,6 +100,7 @@ class RolloutRecord:
         crucial_frames: indices of the crucial frames (step 4).
         responses: the G responses.
         event_frames: indices of the frames that show the answer, where the dataset knows them.
+        film: name of the picture of the frames in the folder ``frames/``; empty if there is none.
     """
 
     step: int
@@ -111,6 +113,7 @@ class RolloutRecord:
     crucial_frames: list[int]
     responses: list[ResponseRecord]
     event_frames: list[int] | None = None
+    film: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded; what is not finite becomes null."""
@@ -128,8 +131,9 @@ class RolloutRecord:
                 crucial_frames=_get(data, "crucial_frames", list, each=int),
                 responses=[ResponseRecord.from_json(one) for one in _get(data, "responses", list, each=dict)],
                 event_frames=None if event_frames is None else _get(data, "event_frames", list, each=int),
+                film=_get(data, "film", str) if "film" in data else "",
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"a field is missing or of the wrong type: {error}") from None
 
 
@@ -220,6 +224,25 @@ class RunFolder:
     def append_rollout(self, record: RolloutRecord) -> None:
         """Write one line of rollouts.jsonl. Raises RecordError."""
         append_line(self.path / ROLLOUTS, record.to_json())
+
+    def keep_film(self, picture: bytes) -> str:
+        """Put a picture into ``frames/``, once however often it comes; returns its name there, "" for no picture.
+
+        Raises:
+            RecordError: it cannot be written.
+        """
+        if not picture:
+            return ""
+        file = self.frames / f"{hashlib.sha256(picture).hexdigest()[:16]}.webp"
+        try:
+            if not file.exists():
+                self.frames.mkdir(exist_ok=True)
+                unfinished = file.with_suffix(".partial")
+                unfinished.write_bytes(picture)
+                unfinished.replace(file)
+        except OSError as error:
+            raise unwritable(file, error) from error
+        return file.name
 
     def append_resume(self, config: Mapping[str, Any], start: str | None) -> None:
         """Write one line of resumes.jsonl: what `create` writes of a run, and the checkpoint it goes on from."""

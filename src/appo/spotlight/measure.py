@@ -19,6 +19,8 @@ from appo.video import FrameSampling
 # What the clips are made for: two frames a second make one frame of the language model, whatever the clip's length.
 SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
 MAX_NEW_TOKENS = 128  # 99 % of responses have at most 83; DAPO's soft punishment begins at 103
+# K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
+WORLD_WEIGHTS: dict[str, Any] = {"score_tokens": 8, "top_frames": 2, "frame_tokens": 8}
 _COMMITMENT = re.compile(r" at (\d+)")
 
 
