@@ -19,7 +19,7 @@ from appo.decoder import Decoder
 from appo.faults import FAULTS, PATIENCE, FaultyVideosError, VideoFaults
 from appo.records import RunFolder
 from resume_cases import differences, go_on, killed_after, metrics_of, questions, recorded
-from runs import accuracy_reward, logged, rows_of
+from runs import logged, rows_of
 from stand_ins import stuck_take
 
 SETTINGS = {"method": "dapo", "max_resampling_rounds": 1, "overlong_cache": 0}
@@ -308,4 +308,3 @@ def test_settings_are_checked(tmp_path) -> None:
         with pytest.raises(ValueError, match=name):
             APPOConfig(str(tmp_path), **{**FAST, name: value})
     assert Decoder(3.0).limit == 3.0
-    assert accuracy_reward([[1]]) == [1.0]

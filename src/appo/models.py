@@ -14,6 +14,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 _CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 _WHOLE, _PIECE, _PIECES = 1 << 24, 1 << 16, 64  # bytes: files up to 16 MB are read whole, of larger ones 64 pieces
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ADAPTER, _ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 # What tells a processor of pictures and text from a mere tokenizer, which an adapter's folder may hold alone.
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -33,21 +35,43 @@ def load_model(
         kwargs: passed to the model's ``from_pretrained``.
 
     Raises:
-        OSError, ValueError: there is no such checkpoint, or it is none of a video language model; one line.
+        OSError, ValueError: there is no such checkpoint, it is none of a video language model, or its weights are
+            pickles; one line.
     """
     source = os.fspath(source)
     if Path(source).is_dir() and not any(Path(source).glob("*config.json")):
         raise FileNotFoundError(f"{source}: no checkpoint (no config.json); give the folder that a model was saved to")
+    _assert_safetensors(source)
     settings = {"trust_remote_code": trust_remote_code}
+    kwargs = {"use_safetensors": True, **kwargs}
     if find_adapter_config_file(source) is None:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **settings, **kwargs)
         return model, AutoProcessor.from_pretrained(source, padding_side="left", **settings)
     base, revision = _base_of(source)
+    _assert_safetensors(base)
     kwargs = {"revision": revision, **kwargs}
     model = _merged(AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings, **kwargs), source)
     own = any(_has_file(source, name) for name in _PROCESSOR_FILES)
     place = (source, None) if own else (base, revision)
     return model, AutoProcessor.from_pretrained(place[0], revision=place[1], padding_side="left", **settings)
+
+
+def _assert_safetensors(source: str) -> None:
+    """Weights are read from safetensors only: loading a pickle can run code, also of a model without remote code.
+
+    Raises:
+        ValueError: a folder, or an adapter's repository, has its weights as pickles only.
+    """
+    if Path(source).is_dir():
+        names = {path.name for path in Path(source).iterdir()}
+    else:  # of whole models transformers sees to it itself
+        names = {name for name in (_ADAPTER, _ADAPTER_PICKLE) if _has_file(source, name)}
+    pickles = sorted(name for name in names if Path(name).suffix in _PICKLES and name != "training_args.bin")
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(
+            f"{source}: its weights are a pickle ({pickles[0]}), which can run code when it is loaded; where you trust "
+            "it, load and save it once with transformers 5 or PEFT (save_pretrained), which writes safetensors"
+        )
 
 
 def fingerprint(source: str | os.PathLike[str]) -> str:

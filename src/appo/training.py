@@ -19,6 +19,7 @@ from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
 from appo.models import load_model
+from appo.out_of_memory import named_memory_errors
 from appo.processes import is_main, on_main
 from appo.recording import Recorder
 from appo.records import RunFolder
@@ -166,6 +167,7 @@ def fit(trainer: APPOTrainer | VideoSFTTrainer, console: Console) -> None:
     bar = TrainingBar(console)
     trainer.add_callback(bar)
     try:
-        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        with named_memory_errors(trainer.args):
+            trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     finally:
         bar.close()
