@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from appo.positions import use_pretrained_positions
 from appo.prompts import build_messages, parse_response
 from appo.spotlight import generate, load_annotations, load_policy, policy_path
 from appo.spotlight.dataset import samples
@@ -212,7 +213,7 @@ def test_weights_are_small_and_survive_saving(policy, clips, tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    again = use_pretrained_positions(AutoModelForImageTextToText.from_pretrained(tmp_path)).eval()
     inputs = encode(processor, clips["L3"][:2])
     inputs_again = encode(AutoProcessor.from_pretrained(tmp_path), clips["L3"][:2])
     with torch.no_grad():

@@ -12,6 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from appo.positions import use_pretrained_positions
+
 _CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 _WHOLE, _PIECE, _PIECES = 1 << 24, 1 << 16, 64  # bytes: files up to 16 MB are read whole, of larger ones 64 pieces
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -46,14 +48,16 @@ def load_model(
     kwargs = {"use_safetensors": True, **kwargs}
     if find_adapter_config_file(source) is None:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **settings, **kwargs)
-        return model, AutoProcessor.from_pretrained(source, padding_side="left", **settings)
+        processor = AutoProcessor.from_pretrained(source, padding_side="left", **settings)
+        return use_pretrained_positions(model), processor
     base, revision = _base_of(source)
     _assert_safetensors(base)
     kwargs = {"revision": revision, **kwargs}
     model = _merged(AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings, **kwargs), source)
     own = any(_has_file(source, name) for name in _PROCESSOR_FILES)
     place = (source, None) if own else (base, revision)
-    return model, AutoProcessor.from_pretrained(place[0], revision=place[1], padding_side="left", **settings)
+    processor = AutoProcessor.from_pretrained(place[0], revision=place[1], padding_side="left", **settings)
+    return use_pretrained_positions(model), processor
 
 
 def _assert_safetensors(source: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from appo.attention import PrefixLayout
+from appo.positions import use_pretrained_positions
 from appo.spans import frame_spans
 from appo.types import FrameSpans
 
@@ -92,7 +93,7 @@ def _packed_positions(base: Any, prompt: Mapping[str, Any], layout: PrefixLayout
 
 
 def prompt_positions(base: Any, prompt: Mapping[str, Any]) -> Tensor:
-    """int64 (3, 1, P): rotary positions (time, height, width) of a prompt, by the model's own rule."""
+    """int64 (3, 1, P): rotary positions (time, height, width) of a prompt, as the model was pre-trained with."""
     ids_1P: Tensor = prompt["input_ids"]
     if "mm_token_type_ids" not in prompt:
         return torch.arange(ids_1P.shape[1], device=ids_1P.device).expand(3, 1, -1)
@@ -105,7 +106,7 @@ def prompt_positions(base: Any, prompt: Mapping[str, Any]) -> Tensor:
         "second_per_grid_ts",
     )
     arguments = {key: prompt[key] for key in known if prompt.get(key) is not None}
-    positions_31P: Tensor = base.base_model.get_rope_index(**arguments)[0]
+    positions_31P: Tensor = use_pretrained_positions(base).base_model.get_rope_index(**arguments)[0]
     return positions_31P
 
 
@@ -207,5 +208,5 @@ def _join_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def unwrap(model: Any) -> Any:
-    """The Hugging Face model below PEFT's wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The Hugging Face model below PEFT's wrapper, if there is one; it numbers positions as it was pre-trained with."""
+    return use_pretrained_positions(model.get_base_model() if hasattr(model, "get_base_model") else model)

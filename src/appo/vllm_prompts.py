@@ -81,9 +81,9 @@ def check_tokens(prompt: EnginePrompt, read: Sequence[int] | None) -> None:
 class TrainingPositions:
     """Rotary positions for an engine's model by the rule of the model in training.
 
-    vLLM has its own copy of each architecture's rule, and transformers has changed its own more than once: text after a
-    video goes on behind its last frame (vLLM) or behind its larger side (transformers 5), and transformers 5.17 drops
-    fractions of a second. A policy that answers at other positions than it is trained at is another policy.
+    vLLM has its own copy of each architecture's rule, and transformers has changed its own more than once (see
+    `appo.positions`; 5.17 also drops fractions of a second). A policy that answers at other positions than it is
+    trained at is another policy.
 
     Attributes:
         given: the positions given to prompts with videos or images, by their tokens, while ``remember`` is set.

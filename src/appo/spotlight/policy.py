@@ -16,6 +16,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from appo.positions import use_pretrained_positions
 from appo.spotlight.processor import build_processor
 
 ROPE_THETA = 1e4
@@ -32,7 +33,7 @@ def load_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcess
     """The shipped lazy policy in float32, and its processor."""
     folder = policy_path()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return model, AutoProcessor.from_pretrained(folder)
+    return use_pretrained_positions(model), AutoProcessor.from_pretrained(folder)
 
 
 def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
@@ -42,7 +43,7 @@ def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwe
     model = Qwen2_5_VLForConditionalGeneration(_config(processor)).float()
     initialise(model)
     model.generation_config = _generation(processor)
-    return model, processor
+    return use_pretrained_positions(model), processor
 
 
 def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
