@@ -1,0 +1,47 @@
+"""The flags of `appo compare`, and what it calls."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    """What can be said on the command line; defaults are those of the reported comparison."""
+    flags = parser.add_argument
+    flags("--methods", default="grpo,dapo,appo", help="names, comma between (default: grpo,dapo,appo)")
+    flags("--seeds", type=_positive, default=8, help="how many; the first is 0 (default: 8)")
+    flags("--steps", type=_positive, default=30, help="optimiser steps of each (default: 30)")
+    flags("--questions", type=_positive, default=1000, help="held-out questions a level (default: 1000)")
+    flags("--output", type=Path, required=True, help="folder, new or of this comparison")
+    flags("--workers", type=_positive, default=1, help="cells at the same time (default: 1)")
+    flags("--only", metavar="SEED-METHOD", help="run this cell here and nothing else")
+
+
+def run_compare(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Do what the flags say; returns the exit code.
+
+    Raises:
+        ValueError: an argument that there is not, or as :func:`appo.comparing.compare.compare` does.
+    """
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]}; `appo compare --help` lists what there is")
+    from rich.console import Console
+
+    from appo.comparing.compare import Comparison, compare, run_one
+
+    given = {name: getattr(arguments, name) for name in ("output", "seeds", "steps", "questions", "workers")}
+    comparison = Comparison(methods=tuple(arguments.methods.split(",")), **given)
+    if arguments.only:
+        run_one(comparison, arguments.only)
+    else:
+        compare(comparison, Console())
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

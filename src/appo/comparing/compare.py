@@ -1,0 +1,254 @@
+"""`appo compare`: all cells of methods x seeds, each in a process of its own, resumable; then the tables.
+
+A folder holds `settings.json`, `clips/` (made once, shared by all cells), `cells/SEED-METHOD.json` (one a finished
+cell, written whole or not at all), `logs/`, and, renewed after each cell, `summary.json`, `table.md` and `curves.svg`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from appo.comparing.cells import mean_weight, run_cell
+from appo.comparing.methods import VARIANTS, variants_of
+from appo.comparing.plots import learning_curves
+from appo.comparing.summaries import Cells, paired_seeds, share, summary
+from appo.comparing.tables import markdown
+from appo.lines import RecordError
+from appo.records import describe_run
+from appo.spotlight import generate, load_annotations
+from appo.spotlight.dataset import HELD_OUT_SEED
+from appo.spotlight.world import LEVELS
+from appo.types import VideoQA
+
+PROMPTS = 16  # of a step, in the demo's settings
+CellName = tuple[str, int]  # method, seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        output: folder, new or of this comparison.
+        methods: names of :data:`appo.comparing.methods.VARIANTS`.
+        seeds: 0 .. seeds - 1.
+        steps: optimiser steps of each cell.
+        questions: held-out questions a level, the same for all.
+        workers: cells at the same time, each on one core.
+    """
+
+    output: Path
+    methods: tuple[str, ...] = ("grpo", "dapo", "appo")
+    seeds: int = 8
+    steps: int = 30
+    questions: int = 1000
+    workers: int = 1
+
+    @property
+    def cells(self) -> list[CellName]:
+        """All cells, seed after seed, so that what is finished is paired. The start is one for all seeds."""
+        return [
+            (method, seed) for seed in range(self.seeds) for method in self.methods if seed == 0 or method != "start"
+        ]
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What all cells of a folder have in common."""
+        return {"steps": self.steps, "questions": self.questions}
+
+
+def compare(comparison: Comparison, console: Console, start: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Run all cells that are not there yet, and write and print what all of them say.
+
+    Args:
+        comparison: what to compare.
+        console: for progress and the table.
+        start: begins a cell and returns what has ``poll()`` and ``kill()``, as :func:`start_process` does.
+
+    Raises:
+        ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
+    """
+    variants_of(list(comparison.methods))
+    open_folder(comparison)
+    pending = [cell for cell in comparison.cells if not _file(comparison, cell).exists()]
+    console.print(f"{len(comparison.cells)} cells, {len(pending)} to run", highlight=False)
+    result = _report(comparison)
+    began = time.monotonic()
+    for done, cell in enumerate(_running(comparison, list(pending), start or start_process), 1):
+        left = (time.monotonic() - began) / done * (len(pending) - done)
+        console.print(f"[{done}/{len(pending)}] {_line(comparison, cell)}, about {_duration(left)} left",
+                      highlight=False, markup=False)  # fmt: skip
+        result = _report(comparison)
+    console.print(
+        (comparison.output / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True
+    )
+    return result
+
+
+def open_folder(comparison: Comparison) -> None:
+    """Make the folder, or check that it is of the same steps and questions.
+
+    Raises:
+        RecordError: it is not.
+    """
+    file = comparison.output / "settings.json"
+    for part in ("cells", "logs", "clips"):
+        (comparison.output / part).mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        _write(file, comparison.settings)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found != comparison.settings:
+        raise RecordError(f"{file}: the folder is of {found}, not {comparison.settings}: choose another --output")
+
+
+def run_one(comparison: Comparison, name: str) -> None:
+    """Run one cell, SEED-METHOD, in this process and write its file.
+
+    Raises:
+        ValueError: it is none of the comparison's, or needs another that is not finished.
+    """
+    names = {_file(comparison, cell).stem: cell for cell in comparison.cells}
+    if name not in names:
+        raise ValueError(f"--only {name}: there is no such cell; they are SEED-METHOD, as {next(iter(names))}")
+    open_folder(comparison)
+    method, seed = names[name]
+    needed = VARIANTS[method].needs
+    weight = mean_weight(_read(comparison, (needed, seed))) if needed else 1.0
+    train, held_out = _clips(comparison, seed)
+    with tempfile.TemporaryDirectory(dir=comparison.output) as scratch:
+        cell = run_cell(method, seed, comparison.steps, train, held_out, Path(scratch) / "run", weight)
+    about = describe_run({})
+    header = {"method": method, "seed": seed, **comparison.settings, "commit": about["git_commit"],
+              "versions": about["versions"]}  # fmt: skip
+    _write(_file(comparison, (method, seed)), header | cell)
+
+
+def start_process(comparison: Comparison, cell: CellName) -> subprocess.Popen[bytes]:
+    """A cell in a process with one thread; what it says goes to the folder's logs."""
+    name = _file(comparison, cell).stem
+    flags: dict[str, Any] = {
+        "methods": ",".join(comparison.methods),
+        "seeds": comparison.seeds,
+        "output": comparison.output,
+    }
+    flags |= comparison.settings | {"only": name}
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with (comparison.output / "logs" / f"{name}.log").open("wb") as log:
+        command = [sys.executable, "-m", "appo.cli", "compare", *words]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def _running(comparison: Comparison, pending: list[CellName], start: Callable[..., Any]) -> Any:
+    """Yield each cell when it is finished; at most ``workers`` run at a time, none before what it needs."""
+    busy: dict[CellName, Any] = {}
+    try:
+        while pending or busy:
+            ready = [cell for cell in pending if _is_ready(comparison, cell)]
+            for cell in ready[: comparison.workers - len(busy)]:
+                pending.remove(cell)
+                _clips(comparison, cell[1])
+                busy[cell] = start(comparison, cell)
+            for cell in [cell for cell, process in busy.items() if process.poll() is not None]:
+                del busy[cell]
+                if not _file(comparison, cell).exists():
+                    name = _file(comparison, cell).stem
+                    log = comparison.output / "logs" / f"{name}.log"
+                    raise RecordError(f"cell {name} failed, see {log}; the same command goes on with what is left")
+                yield cell
+            time.sleep(0.2)
+    finally:
+        for process in busy.values():
+            process.kill()
+            process.wait()
+
+
+def _is_ready(comparison: Comparison, cell: CellName) -> bool:
+    needed = VARIANTS[cell[0]].needs
+    return needed is None or _file(comparison, (needed, cell[1])).exists()
+
+
+def _clips(comparison: Comparison, seed: int) -> tuple[list[VideoQA], dict[str, list[VideoQA]]]:
+    """Training questions of a seed (twice what the sampler needs, for dynamic sampling) and the held-out ones."""
+    clips = comparison.output / "clips"
+    held_out = {level: _made(clips / level, level, comparison.questions, HELD_OUT_SEED) for level in LEVELS}
+    return _made(clips / f"train-{seed}", "L1", 2 * comparison.steps * PROMPTS, seed), held_out
+
+
+def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
+    """The questions of a folder of clips that is complete or absent."""
+    if not folder.exists():
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+        generate(partial, level, count, seed)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster, with the same clips
+            shutil.rmtree(partial)
+    questions: list[VideoQA] = load_annotations(folder)
+    return questions
+
+
+def _report(comparison: Comparison) -> dict[str, Any]:
+    """Write summary, table and curves of what is finished."""
+    cells: Cells = {cell: _read(comparison, cell) for cell in comparison.cells if _file(comparison, cell).exists()}
+    unfinished = [_file(comparison, cell).stem for cell in comparison.cells if cell not in cells]
+    result = summary(cells, comparison.methods)
+    _write(comparison.output / "summary.json", {**comparison.settings, **result, "unfinished": unfinished})
+    _replace(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
+    if seeds := paired_seeds(cells, comparison.methods):
+        _replace(comparison.output / "curves.svg", learning_curves(cells, comparison.methods, seeds))
+    return result
+
+
+def _line(comparison: Comparison, cell: CellName) -> str:
+    done = _read(comparison, cell)
+    levels = ", ".join(f"{level} {100 * share(bits['right']):.1f}" for level, bits in done["levels"].items())
+    return f"seed {cell[1]} {cell[0]}: {levels}, {_duration(done['training_seconds'] + done['evaluation_seconds'])}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
+
+
+def _file(comparison: Comparison, cell: CellName) -> Path:
+    return comparison.output / "cells" / f"{cell[1]}-{cell[0]}.json"
+
+
+def _read(comparison: Comparison, cell: CellName) -> dict[str, Any]:
+    return dict(json.loads(_file(comparison, cell).read_text(encoding="utf-8")))
+
+
+def _write(file: Path, data: Mapping[str, Any]) -> None:
+    _replace(file, json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".partial", delete=False) as handle:
+        handle.write(text)
+    os.chmod(handle.name, 0o644)
+    os.replace(handle.name, file)
+
+
+def _plain(value: Any) -> Any:
+    """Six digits are enough of any number here; what is not finite is none."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,77 @@
+"""What is compared: the methods, the fields' baselines, ours and its ablations, and the controls, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appo.comparing.controls import Control, decisive_tokens, same_position, shuffled, true_frames
+
+OURS: dict[str, Any] = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
+ORACLES = ("oracle-tokens", "oracle-frames")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        method: of :class:`appo.APPOConfig`; empty: no training at all.
+        settings: of the same, where they differ from the demo's.
+        control: what makes the weights in the place of attention.
+        reasoning: sft only: whether the teacher's reasoning is shown as well.
+        needs: the variant whose mean weight multiplies the learning rate, and which must be done before.
+        meaning: a line for the reader of the table.
+    """
+
+    method: str
+    meaning: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    control: Control | None = None
+    reasoning: bool = False
+    needs: str | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "start": Variant("", "the policy all others start from"),
+    "grpo": Variant("grpo", "GRPO"),
+    "dapo": Variant("dapo", "DAPO"),
+    "appo": Variant("appo", "APPO as published: soft, kl, weights 1 to 1.7"),
+    "appo-hard": Variant("appo", "APPO, frames of winners only", {"strategy": "hard"}),
+    "appo-all": Variant("appo", "APPO, frames of anyone", {"strategy": "all"}),
+    "appo-k3": Variant("appo", "APPO, the released code's divergence", {"divergence": "k3"}),
+    "appo-relative": Variant("appo", "relative attention, base weight 0.2, mean one", OURS),
+    "relative-only": Variant("appo", "APPO with relative attention, weights 1 to 1.7", {"frame_attention": "relative"}),
+    "relative-one": Variant("appo", "the same with a mean of one", OURS | {"base_weight": 1.0}),
+    "relative-base": Variant("appo", "relative attention, base weight 0.2", OURS | {"normalize_weights": False}),
+    "raw-base": Variant("appo", "raw attention, base weight 0.2, mean one", OURS | {"frame_attention": "raw"}),
+    "shuffled": Variant("appo", "appo-relative, weights shuffled within each response", OURS, shuffled),
+    "appo-shuffled": Variant("appo", "appo, weights shuffled within each response", {}, shuffled),
+    "oracle-frames": Variant("appo", "appo-relative with the true frames as crucial ones", OURS, true_frames),
+    "oracle-tokens": Variant(
+        "appo", "weight on the words that decide only, mean one", {"normalize_weights": True}, decisive_tokens
+    ),
+    "lr-control": Variant("dapo", "DAPO, learning rate times appo's mean weight", needs="appo"),
+    "tw-grpo": Variant("appo", "DAPO with TW-GRPO's weights by position", {}, same_position),
+    "entropy": Variant("dapo", "DAPO on the fifth of tokens with the highest entropy", {"top_entropy_quantile": 0.2}),
+    "sft": Variant("sft", "supervised, the answers of the same rows"),
+    "sft-reasoning": Variant("sft", "supervised, with a teacher's reasoning", reasoning=True),
+}
+
+
+def variants_of(names: list[str]) -> list[str]:
+    """The names, checked.
+
+    Raises:
+        ValueError: one is unknown, given twice, or needs another that is not there; one line with the fix.
+    """
+    for name in names:
+        if name not in VARIANTS:
+            raise ValueError(f"unknown method {name!r}: choose from {', '.join(VARIANTS)}")
+        if names.count(name) > 1:
+            raise ValueError(f"method {name} is given twice: name it once")
+        needed = VARIANTS[name].needs
+        if needed and needed not in names:
+            raise ValueError(f"method {name} needs the mean weight of {needed}: add {needed} to --methods")
+    return names

@@ -1,0 +1,121 @@
+"""Finished cells -> means, paired differences with intervals, and what share of an oracle's gain is recovered.
+
+Seeds are the independent units: a difference between two methods is that of their runs with the same seed, which saw
+the same prompts in the same order. Intervals are 95 % percentile bootstraps over those differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from appo.comparing.methods import ORACLES
+from appo.statistics import bootstrap_interval
+
+Cell = Mapping[str, Any]
+Cells = Mapping[tuple[str, int], Cell]  # by method and seed
+BASELINES = ("dapo", "grpo")
+NONE = float("nan")  # where a method has no such number
+LEVELS = ("L1", "L2", "L3")
+
+
+def late_reward(cell: Cell) -> float:
+    """Sampled accuracy on fresh prompts, first round, over the last third of the steps. NaN without any."""
+    values = [step["accuracy"] for step in cell["curve"] if "accuracy" in step]
+    last = values[-max(1, len(values) // 3) :] if values else []
+    return sum(last) / len(last) if last else NONE
+
+
+def share(bits: str) -> float:
+    """Share of ones."""
+    return bits.count("1") / len(bits)
+
+
+def _level(level: str, name: str) -> Callable[[Cell], float]:
+    return lambda cell: share(cell["levels"][level][name])
+
+
+def _described(cell: Cell) -> float:
+    """Both what and when described rightly, over all levels."""
+    what, when = ("".join(cell["levels"][level][name] for level in LEVELS) for name in ("what", "when"))
+    return sum(pair == ("1", "1") for pair in zip(what, when, strict=True)) / len(what)
+
+
+# Everything that is compared: all are shares of one.
+MEASURES: dict[str, Callable[[Cell], float]] = {
+    "reward": late_reward,
+    **{level: _level(level, "right") for level in LEVELS},
+    "described": _described,
+}
+
+
+def paired_seeds(cells: Cells, methods: Sequence[str]) -> list[int]:
+    """The seeds that all of these methods have finished; the start counts for all."""
+    trained = [method for method in methods if method != "start"]
+    seeds = [{seed for method, seed in cells if method == name} for name in trained]
+    return sorted(set.intersection(*seeds)) if seeds else []
+
+
+def difference(cells: Cells, method: str, baseline: str, measure: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Mean of ``method`` minus ``baseline`` over the seeds, its interval (None for one seed), and each seed's own."""
+    read = MEASURES[measure]
+    each = [read(cells[method, seed]) - read(cells[baseline, seed]) for seed in seeds]
+    low, high = bootstrap_interval([each]) if len(each) > 1 else (None, None)
+    return {"mean": sum(each) / len(each), "low": low, "high": high, "each": each}
+
+
+def summary(cells: Cells, methods: Sequence[str]) -> dict[str, Any]:
+    """Everything the table shows, over the seeds that all methods have finished.
+
+    Returns:
+        ``seeds``; ``means``: method -> measure -> mean over seeds, and tokens generated, mean weight and perception;
+        ``differences``: baseline -> method -> measure -> :func:`difference`; ``recovered``: oracle -> method -> measure
+        -> share of the oracle's gain over DAPO, only where the oracle's gain has an interval above 0.
+    """
+    seeds = paired_seeds(cells, methods)
+    trained = [method for method in methods if method != "start"]
+    if not seeds:
+        return {"seeds": [], "means": {}, "differences": {}, "recovered": {}}
+    means = {name: _means([cells[name, seed] for seed in seeds]) for name in trained}
+    if ("start", 0) in cells:
+        means = {"start": _means([cells["start", 0]]), **means}
+    differences = {
+        baseline: {
+            name: {measure: difference(cells, name, baseline, measure, seeds) for measure in MEASURES}
+            for name in trained
+            if name != baseline
+        }
+        for baseline in BASELINES
+        if baseline in trained
+    }
+    recovered = {
+        oracle: _recovered(differences["dapo"], oracle) for oracle in ORACLES if oracle in differences.get("dapo", ())
+    }
+    return {"seeds": seeds, "means": means, "differences": differences, "recovered": recovered}
+
+
+def _means(cells: Sequence[Cell]) -> dict[str, float | None]:
+    """The mean of every measure over cells; None where none of them has it."""
+    rows = {name: [read(cell) for cell in cells] for name, read in MEASURES.items()}
+    rows["tokens"] = [max((step.get("generated", NONE) for step in cell["curve"]), default=NONE) for cell in cells]
+    for name in ("mean_weight", "recall", "crucial"):
+        steps = [[step[name] for step in cell["curve"] if name in step] for cell in cells]
+        rows[name] = [sum(values) / len(values) if values else NONE for values in steps]
+    for name in ("winners", "losers", "recall_raw", "crucial_raw", "recall_relative", "crucial_relative"):
+        rows[name] = [cell["perception"].get(name, NONE) for cell in cells]
+    return {name: _mean_or_none(values) for name, values in rows.items()}
+
+
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    mean = sum(values) / len(values)
+    return None if mean != mean else mean
+
+
+def _recovered(to_dapo: Mapping[str, Any], oracle: str) -> dict[str, dict[str, float]]:
+    shares: dict[str, dict[str, float]] = {}
+    for name, measures in to_dapo.items():
+        for measure, own in measures.items():
+            best = to_dapo[oracle][measure]
+            if name != oracle and best["low"] is not None and best["low"] > 0:
+                shares.setdefault(name, {})[measure] = own["mean"] / best["mean"]
+    return shares

@@ -1,0 +1,94 @@
+"""A comparison's summary as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from appo.comparing.methods import VARIANTS
+from appo.comparing.summaries import MEASURES
+
+SIDES = ("winners", "losers")
+
+
+def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished: Sequence[str]) -> str:
+    """The page of a comparison: what was run, means, paired differences, perception, what is not finished."""
+    seeds = summary["seeds"]
+    lines = [
+        f"{settings['steps']} steps of 16 prompts x 8 responses, {settings['questions']} held-out questions a level; "
+        f"seeds finished by all methods: {', '.join(map(str, seeds)) or 'none yet'} ({len(seeds)}).",
+        "",
+    ]
+    if seeds:
+        lines += [*_means(summary["means"]), ""]
+        for baseline, rows in summary["differences"].items():
+            lines += [*_differences(baseline, rows), ""]
+        lines += [*_recovered(summary["recovered"]), *_perception(summary["means"]), ""]
+    if unfinished:
+        lines += [f"Not finished: {', '.join(unfinished)}.", ""]
+    return "\n".join(lines)
+
+
+def _means(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    head = ["method", "reward, last third", "L1", "L2", "L3", "described", "tokens, k", "mean weight", ""]
+    rows = [
+        [name, *(_percent(own[measure]) for measure in MEASURES), _number(own["tokens"], 1e-3, 0),
+         _number(own["mean_weight"], 1, 2), VARIANTS[name].meaning]
+        for name, own in means.items()
+    ]  # fmt: skip
+    return ["Means over these seeds, in per cent:", "", *table(head, rows)]
+
+
+def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    head = [f"minus {baseline}", *(measure if measure != "reward" else "reward, last third" for measure in MEASURES)]
+    body = [[name, *(_interval(own[measure]) for measure in MEASURES)] for name, own in rows.items()]
+    title = f"Paired difference to {baseline} in points, mean over seeds (95 % bootstrap interval):"
+    return [title, "", *table(head, body)]
+
+
+def _recovered(recovered: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    lines = []
+    for oracle, rows in recovered.items():
+        body = [[name, *(_number(own.get(measure), 100, 0) for measure in MEASURES)] for name, own in rows.items()]
+        if body:
+            title = f"Share of {oracle}'s gain over dapo that is recovered, per cent, where that gain is above zero:"
+            lines += [title, "", *table(["method", *MEASURES], body), ""]
+    return lines
+
+
+def _perception(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    head = ["method", "while training", "after it, raw", "after it, relative", "attention on it, winners", "losers"]
+    found = (("recall", "crucial"), ("recall_raw", "crucial_raw"), ("recall_relative", "crucial_relative"))
+    rows = [
+        [name, *(_found(own[right], own[chance]) for right, chance in found), *(_percent(own[s]) for s in SIDES)]
+        for name, own in means.items()
+    ]
+    title = "True frames among the crucial ones (by chance), and attention to the video that is on them, in per cent:"
+    return [title, "", *table(head, rows)]
+
+
+def _found(recall: float | None, chance: float | None) -> str:
+    return "-" if recall is None else f"{_percent(recall)} ({_percent(chance)})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column to the left, all others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+
+
+def _percent(value: float | None) -> str:
+    return _number(value, 100, 1)
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return "-" if value is None or value != value else f"{value * factor:.{digits}f}"
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    mean = difference["mean"]
+    if mean != mean:
+        return "-"
+    if difference["low"] is None:
+        return f"{100 * mean:+.1f}"
+    return f"{100 * mean:+.1f} ({100 * difference['low']:+.1f}, {100 * difference['high']:+.1f})"
