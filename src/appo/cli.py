@@ -35,7 +35,7 @@ EXAMPLES = {
     ),
     "compare": (
         "example:\n  appo compare --methods grpo,dapo,appo --seeds 8 --output runs/compare --workers 2\n\n"
-        "Each method with each seed is trained on the embedded world and evaluated: one cell, one process, one core. The\n"
+        "Each method with each seed is trained on the embedded world and evaluated: one cell, one process. The\n"
         "same command goes on with what an interrupted one left. Methods and what is measured: docs/results.md."
     ),
     "plan": (
