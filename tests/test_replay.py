@@ -130,6 +130,17 @@ def test_a_gradient_that_is_not_finite_stops_and_says_when_it_cannot_be_reproduc
     assert "everything is finite here" in list(found.lines())[-1]
 
 
+def test_what_stopped_the_run_is_said_although_nothing_can_be_kept(tmp_path, dataset) -> None:
+    """Something else lies where the replay would."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "replay").write_text("")
+    message, _ = stopped(make_trainer(run, dataset, rewards=huge_at_third_step, method="dapo", **HUGE))
+    assert message.startswith("the gradient norm of step 3 is inf: nothing was applied; no replay is kept, for ")
+    assert f"{run / 'replay' / 'step-2'}: cannot be written" in message
+    assert last_complete(run).path == run / "checkpoint-2"
+
+
 def test_the_command_prints_what_is_found_and_says_what_is_missing(tmp_path, dataset, capsys) -> None:
     run = tmp_path / "run"
     assert main(["replay", str(run)]) == 2

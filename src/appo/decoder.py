@@ -95,9 +95,10 @@ def _lent(value: Any) -> Any:
 
 
 def _fits(size: int) -> bool:
-    """Containers often have 64 MB of shared memory, and writing beyond it ends the process."""
+    """Containers often have 64 MB of shared memory, and writing beyond it ends the process. Elsewhere (Windows) it is
+    gone once this process lets go of it."""
     shared = Path("/dev/shm")
-    return not shared.exists() or shutil.disk_usage(shared).free > 2 * size
+    return shared.exists() and shutil.disk_usage(shared).free > 2 * size
 
 
 def _taken(value: Any) -> Any:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from appo.checkpoints import PARTIAL, checkpoint_name, named_write_errors, problem, seal, start_partial
+from appo.checkpoints import PARTIAL, CheckpointError, checkpoint_name, named_write_errors, problem, seal, start_partial
 from appo.faults import FaultyVideosError, VideoFaults
 from appo.replays import FOLDER, NotFiniteError, write_description, write_tensors
 from appo.resampling import FreshRows
@@ -25,11 +25,12 @@ from appo.reward_faults import watched
 class SteadyTrainer(ResumableTrainer):
     """TRL's GRPOTrainer, resumable, which replaces rows whose videos cannot be shown and applies no NaN.
 
-    A trainer of it sets ``encoder`` (:class:`appo.encoding.PromptEncoder`), and asks `_shown_rows` and `_draw_shown`
-    before it generates.
+    A trainer of it sets ``encoder`` (:class:`appo.encoding.PromptEncoder`) and ``watch`` (its stopwatch), and asks
+    `_shown_rows` and `_draw_shown` before it generates.
     """
 
     encoder: Any
+    watch: Any
     reward_funcs: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +68,8 @@ class SteadyTrainer(ResumableTrainer):
         return self._attempt(lambda: self._fresh.draw(count, lambda row: keep(row) and check(row))) or []
 
     def _attempt(self, draw: Callable[[], list[Any]]) -> list[Any] | None:
-        rows = self._faults.attempt(draw, lambda said: gather_object([said]))
+        with self.watch("decode"):
+            rows = self._faults.attempt(draw, lambda said: gather_object([said]))
         self._metrics["train"]["faults/videos"] = [float(self._faults.count)]
         return rows
 
@@ -126,8 +128,12 @@ class SteadyTrainer(ResumableTrainer):
         step, run = self.state.global_step, self.args.output_dir
         found = ", ".join(f"{number:g} in process {rank}" for rank, number in enumerate(numbers))
         found = f"the {name} of step {step + 1} is {f'{numbers[0]:g}' if len(numbers) == 1 else found}"
-        self._save_replay(found)
-        raise NotFiniteError(f"{found}: nothing was applied; where it comes from: appo replay {run}")
+        try:
+            self._save_replay(found)
+            kept = f"where it comes from: appo replay {run}"
+        except CheckpointError as error:
+            kept = f"no replay is kept, for {error}"
+        raise NotFiniteError(f"{found}: nothing was applied; {kept}")
 
     def _save_replay(self, found: str) -> None:
         """Policy and batch of the step that is not applied."""
