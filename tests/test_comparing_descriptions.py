@@ -13,8 +13,8 @@ from appo.spotlight.world import LEVELS, answer_of
 
 TEXT = (
     "<think> alright , i go through the frames . i stop at the square at 7 . its colour is blue . yes , the square is "
-    "blue and the clock says 7 . the yellow ring drifts around all the time . the star at 3 is not it . that settles it "
-    ": blue . </think> <answer> blue </answer>"
+    "blue and the clock says 7 . the yellow ring drifts around all the time . the star at 3 is not it . that settles "
+    "it : blue . </think> <answer> blue </answer>"
 )
 
 
@@ -74,4 +74,4 @@ def test_descriptions_are_judged_apart_from_the_answer(text: str, right: tuple[b
 def test_broken_responses_have_as_many_flags_as_words() -> None:
     for text in ("", "blue", "<answer> <answer> blue", "</think> . . 7", "<think> at 7 . . <answer> red"):
         assert len(decisive_words(text.split())) == len(text.split())
-    assert decisive_words("<answer> <answer> blue".split())[2]
+    assert decisive_words(["<answer>", "<answer>", "blue"])[2]
