@@ -1,0 +1,148 @@
+"""The numbers of a comparison, worked again by hand from raw cells; the page and the curves made of them."""
+
+from __future__ import annotations
+
+import random
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appo.comparing.methods import VARIANTS, variants_of
+from appo.comparing.plots import PANELS, WINDOW, learning_curves, mean_curve
+from appo.comparing.summaries import MEASURES, difference, paired_seeds, summary
+from appo.comparing.tables import markdown
+
+SETTINGS = {"steps": 4, "questions": 8}
+
+
+def cell(accuracies: list[float], right: dict[str, str], weight: float | None = None) -> dict[str, Any]:
+    """A cell with these accuracies of its steps and these answers; half of its descriptions are right throughout."""
+    same = {"entropy": 1.0, "grad_norm": 0.5}
+    steps = [
+        {"step": i, "accuracy": a, "generated": 100.0 * i, "own_seconds": 2.0 * i, **same}
+        for i, a in enumerate(accuracies, 1)
+    ]
+    for step in steps if weight is not None else ():
+        step |= {"mean_weight": weight, "recall": 0.5, "crucial": 0.25}
+    levels = {
+        name: {"right": bits, "formed": "1" * len(bits), "what": "10" * (len(bits) // 2), "when": "1" * len(bits)}
+        for name, bits in right.items()
+    }
+    return {"curve": steps, "levels": levels, "perception": {"winners": 0.3, "recall_raw": 0.9, "crucial_raw": 0.5}}
+
+
+def answers(ones: int) -> dict[str, str]:
+    return dict.fromkeys(("L1", "L2", "L3"), "1" * ones + "0" * (8 - ones))
+
+
+CELLS = {
+    ("start", 0): cell([], answers(2)),
+    ("dapo", 0): cell([0.1, 0.2, 0.3, 0.5, 0.6, 0.7], answers(4)),
+    ("dapo", 1): cell([0.1, 0.2, 0.3, 0.5, 0.5, 0.5], answers(3)),
+    ("dapo", 2): cell([0.9] * 6, answers(8)),
+    ("appo", 0): cell([0.1, 0.2, 0.3, 0.5, 0.7, 0.8], answers(5), 1.1),
+    ("appo", 1): cell([0.1, 0.2, 0.3, 0.5, 0.6, 0.8], answers(5), 1.3),
+    ("oracle-tokens", 0): cell([0.1, 0.2, 0.3, 0.5, 0.9, 1.0], answers(8), 0.1),
+    ("oracle-tokens", 1): cell([0.1, 0.2, 0.3, 0.5, 0.9, 0.9], answers(7), 0.1),
+}
+METHODS = ["start", "dapo", "appo", "oracle-tokens"]
+
+
+def test_only_seeds_that_all_methods_have_finished_are_compared() -> None:
+    assert paired_seeds(CELLS, METHODS) == [0, 1]
+    assert paired_seeds(CELLS, ["start", "dapo"]) == [0, 1, 2]
+    assert paired_seeds(CELLS, ["dapo", "grpo"]) == []
+
+
+def test_means_and_paired_differences_by_hand() -> None:
+    found = summary(CELLS, METHODS)
+    assert found["seeds"] == [0, 1]
+    means = found["means"]
+    assert means["dapo"]["reward"] == pytest.approx((0.65 + 0.5) / 2), "the last two of six steps"
+    assert means["appo"]["reward"] == pytest.approx((0.75 + 0.7) / 2)
+    assert means["dapo"]["L2"] == pytest.approx(3.5 / 8)
+    assert means["start"]["L1"] == pytest.approx(2 / 8)
+    assert means["start"]["reward"] is None
+    assert means["appo"]["described"] == pytest.approx(0.5)
+    assert means["appo"]["tokens"] == 600
+    assert means["appo"]["mean_weight"] == pytest.approx(1.2)
+    assert means["dapo"]["mean_weight"] is None
+    to_dapo = found["differences"]["dapo"]["appo"]
+    assert to_dapo["reward"]["each"] == pytest.approx([0.1, 0.2])
+    assert to_dapo["reward"]["mean"] == pytest.approx(0.15)
+    assert (to_dapo["reward"]["low"], to_dapo["reward"]["high"]) == pytest.approx((0.1, 0.2))
+    assert to_dapo["L3"]["each"] == pytest.approx([1 / 8, 2 / 8])
+    assert "grpo" not in found["differences"]
+    assert found["recovered"]["oracle-tokens"]["appo"]["reward"] == pytest.approx(0.15 / 0.35)
+    assert found["recovered"]["oracle-tokens"]["appo"]["L1"] == pytest.approx(1.5 / 4)
+
+
+def test_an_oracle_without_a_sure_gain_recovers_nothing_and_one_seed_has_no_interval() -> None:
+    worse = {**CELLS, ("oracle-tokens", 1): cell([0.1] * 6, answers(1), 0.1)}
+    assert summary(worse, METHODS)["recovered"]["oracle-tokens"] == {}
+    one = difference(CELLS, "appo", "dapo", "L1", [0])
+    assert (one["mean"], one["low"], one["high"]) == (pytest.approx(1 / 8), None, None)
+    assert summary({}, METHODS) == {"seeds": [], "means": {}, "differences": {}, "recovered": {}}
+
+
+def test_intervals_cover_the_true_difference_about_as_often_as_they_say() -> None:
+    rng, hits = random.Random(0), 0
+    for _ in range(200):
+        cells = {}
+        for seed in range(8):
+            shared = rng.gauss(0.5, 0.2)  # how hard the seed is, which pairing takes out
+            for name, gain in (("dapo", 0.0), ("appo", 0.05)):
+                cells[name, seed] = cell([shared + gain + rng.gauss(0, 0.02)] * 3, answers(4))
+        found = difference(cells, "appo", "dapo", "reward", range(8))
+        hits += found["low"] <= 0.05 <= found["high"]
+    assert 165 <= hits <= 198, "a bootstrap of eight is somewhat too narrow: about 90 %"
+
+
+def test_the_page_says_what_the_cells_say() -> None:
+    page = markdown(summary(CELLS, METHODS), SETTINGS, ["2-appo", "2-oracle-tokens"])
+    assert "seeds finished by all methods: 0, 1 (2)" in page
+    assert "Not finished: 2-appo, 2-oracle-tokens." in page
+    rows = [
+        [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
+    ]
+    by_name = [row for row in rows if row[0] == "appo"]
+    assert by_name[0][1:8] == ["72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
+    assert by_name[1][1:3] == ["+15.0 (+10.0, +20.0)", "+18.8 (+12.5, +25.0)"]
+    assert by_name[2][1] == "43"
+    assert by_name[3][1:] == ["50.0 (25.0)", "90.0 (50.0)", "-", "30.0", "-"]
+    assert "none yet (0)" in markdown(summary({}, METHODS), SETTINGS, [])
+
+
+def test_curves_are_moving_means_over_seeds() -> None:
+    first, second = ([{"step": i, "y": float(v)} for i, v in enumerate(values)] for values in ([1, 3, 5], [3, 5, 7, 9]))
+    assert mean_curve([first, second], "step", "y") == [(0, 2.0), (1, 3.0), (2, 4.0)]
+    long = [{"step": i, "y": float(i)} for i in range(10)]
+    assert mean_curve([long], "step", "y")[-1] == (9, np.mean(range(10 - WINDOW, 10)))
+    assert mean_curve([[{"step": 1.0}]], "step", "y") == []
+
+
+def test_the_picture_is_well_formed_and_has_a_line_for_every_method_in_every_panel() -> None:
+    svg = learning_curves(CELLS, METHODS, [0, 1])
+    root = ET.fromstring(svg)
+    lines = root.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == len(PANELS) * 3
+    for line in lines:
+        points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        assert len(points) == 6
+        assert all(0 <= x <= 420 and 0 <= y <= 260 for x, y in points)
+    flat = {key: cell([0.5], answers(4)) for key in CELLS}
+    ET.fromstring(learning_curves(flat, METHODS, [0, 1]))
+
+
+def test_methods_are_checked_by_name() -> None:
+    assert variants_of(list(VARIANTS)) == list(VARIANTS)
+    assert set(MEASURES) == {"reward", "L1", "L2", "L3", "described"}
+    for names, message in (
+        (["ppo"], "unknown method 'ppo': choose from start, grpo"),
+        (["dapo", "dapo"], "dapo is given twice"),
+        (["dapo", "lr-control"], "lr-control needs the mean weight of appo"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            variants_of(names)
