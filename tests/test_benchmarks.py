@@ -17,6 +17,7 @@ from appo.packing import pack_group
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import decoder_cost  # noqa: E402
 import frame_cache  # noqa: E402
 import harness  # noqa: E402
 import step_cost  # noqa: E402
@@ -217,6 +218,22 @@ def test_frame_cache_compares_storages_that_lose_nothing(tmp_path: Path, monkeyp
         frame_cache.main([*small, "--output", str(output)])
 
 
+def test_decoder_cost_compares_equal_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "decoder.json"
+    small = ["--seconds", "1", "--sizes", "64x48", "--repeats", "1", "--output", str(output)]
+    result = decoder_cost.main(small)
+    assert_says_where(result, output, "decoder_cost")
+    (cell,) = result["cells"]
+    assert cell["shape"][1:] == [48, 64, 3]
+    times = cell["times"]
+    assert times["process"]["processor_median"] > 0
+    quotient = times["process"]["median"] / times["here"]["median"]
+    assert cell["ratios"]["wall"]["process:here"] == pytest.approx(quotient)
+    monkeypatch.setattr(decoder_cost.np, "array_equal", lambda a, b: False)
+    with pytest.raises(SystemExit, match="the two ways give other frames"):
+        decoder_cost.main(small)
+
+
 # --- what is committed -----------------------------------------------------------------------------------------------
 
 
@@ -225,7 +242,7 @@ def test_committed_numbers_hold_together(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert_says_where(result, path, result["benchmark"])
     for cell in result.get("cells", []):
-        median = {name: times["median"] for name, times in cell["times"].items()}
+        median = {name: times["median"] for name, times in cell.get("times", {}).items()}
         for pair in ("stock:ours forward", "stock:ours update"):
             if pair in cell["ratios"]:
                 phase = pair.split()[1]
