@@ -85,7 +85,7 @@ class PerceptionWeights:
     """The method's result for one group (method.md, steps 2-8).
 
     Attributes:
-        weights_GN: float32 (G, N) in [1, max_weight]; 1 where nothing applies or padded.
+        weights_GN: float32 (G, N) in [1, max_weight], or `base_weight`; 1 where nothing applies or padded.
         crucial_F: bool (F,), frames the chosen responses looked at (step 4).
         scores_GF: float32 (G, F), how much each response looked at each frame (step 2).
         chosen_GN: bool (G, N), intra-group perception tokens (step 5).
