@@ -30,7 +30,13 @@ def test_the_demo_trains_records_and_shows(tmp_path):
     assert 0 < first["appo/crucial_frames"] <= 8
     assert {"time/decode", "time/generate", "time/score", "time/update"} <= first.keys()
     records = list(folder.read_rollouts())
-    assert len(records) == 2 + len(result.groups)
+    trained = [record for record in records if record.id.startswith("l1-0-")]
+    filmed = [record for record in records if record not in trained]
+    assert len(trained) == 2
+    assert {record.step for record in filmed} == {0, 1}
+    assert len({(record.id, record.step) for record in filmed}) == len(filmed), "asked once a step"
+    assert all(record in filmed for record in result.groups)
+    assert all((folder.frames / record.film).is_file() for record in records)
     for record in records:
         for response in record.responses:
             assert len(response.weights) == len(response.tokens) == len(response.frame_attention)
@@ -45,6 +51,10 @@ def test_the_demo_trains_records_and_shows(tmp_path):
     assert "greedy accuracy on held-out questions" in screen
     assert "crucial: " in screen
     assert (output / "summary.svg").exists()
+    assert str(output / "spotlight.html") in screen.replace("\n", "")
+    page = json.loads((output / "spotlight.json").read_text())
+    assert len(page["groups"]) == len(records)
+    assert page["runs"][0]["notes"] == []
     assert (output / "policy" / "model.safetensors").exists()
 
 

@@ -164,6 +164,22 @@ def test_inspection_records_a_whole_group(record, questions):
     assert RolloutRecord.from_json(record.to_json()).to_json() == record.to_json()
 
 
+def test_without_a_gold_answer_nobody_wins_and_what_anybody_looked_at_is_crucial(questions):
+    model, processor = build_policy(0)
+    torch.manual_seed(0)
+    asked = replace(questions[0], answer="")
+    pictures: list[bytes] = []
+    settings = {"max_new_tokens": 8, "responses": 3, "instruction": "", "top_frames": 2}
+    record = inspect_question(
+        model, processor, asked, SAMPLING, keep_film=lambda film: pictures.append(film) or "film", **settings
+    )
+    assert [response.rewards for response in record.responses] == [{}] * 3
+    assert [response.advantage for response in record.responses] == [0.0] * 3
+    assert 2 <= len(record.crucial_frames) <= 6
+    assert record.film == "film"
+    assert pictures[0][8:12] == b"WEBP"
+
+
 def shown(draw) -> str:
     console = Console(file=io.StringIO(), width=160, force_terminal=False)
     draw(console)

@@ -153,7 +153,7 @@ def run_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings beside the paper's: ``name, value, paper`` (None: the paper has no such setting), ``same``."""
     rows = []
     for name in (*PAPER, *OWN):
-        if name in settings:
+        if settings.get(name) is not None:
             paper = PAPER.get(name)
             rows.append(
                 {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     before = _evaluate(model, processor, held_out, "before training", console)
     trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
     trainer.add_callback(RewardsMustVary())
-    inspect = partial(_inspect, processor=processor, config=config, folder=folder)
+    inspect = Inspector(processor, config, folder)
     trainer.add_callback(Filming([q for q, old in _pairs(held_out["L1"], before["L1"]) if not old.right], inspect))
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
@@ -188,28 +188,41 @@ class Filming(TrainerCallback):
             self._inspect(model, question, step=step)
 
 
-def _inspect(
-    model: Any, question: VideoQA, *, step: int, processor: Any, config: APPOConfig, folder: RunFolder
-) -> RolloutRecord:
-    """A group about a question, recorded; always the same random numbers, and those of training are left alone."""
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        record = inspect_question(
-            model,
-            processor,
-            question,
-            SAMPLING,
-            max_new_tokens=MAX_NEW_TOKENS,
-            instruction="",
-            step=step,
-            keep_film=folder.keep_film,
-            **config.weight_settings,
-        )
-    model.train(was_training)
-    folder.append_rollout(record)
-    return record
+@dataclass(frozen=True)
+class Inspector:
+    """Samples groups about held-out questions and records them; always with the same random numbers, and those of
+    training are left alone. A question asked twice at the same step is recorded once."""
+
+    processor: Any
+    config: APPOConfig
+    folder: RunFolder
+    records: dict[tuple[str, int], RolloutRecord] = field(default_factory=dict)
+
+    def __call__(self, model: Any, question: VideoQA, *, step: int) -> RolloutRecord:
+        """The group that the model, at this step of training, says about the question."""
+        if (question.id, step) not in self.records:
+            self.records[question.id, step] = record = self._inspect(model, question, step)
+            self.folder.append_rollout(record)
+        return self.records[question.id, step]
+
+    def _inspect(self, model: Any, question: VideoQA, step: int) -> RolloutRecord:
+        was_training = model.training
+        model.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            record = inspect_question(
+                model,
+                self.processor,
+                question,
+                SAMPLING,
+                max_new_tokens=MAX_NEW_TOKENS,
+                instruction="",
+                step=step,
+                keep_film=self.folder.keep_film,
+                **self.config.weight_settings,
+            )
+        model.train(was_training)
+        return record
 
 
 def _pairs(questions: Sequence[VideoQA], *predictions: Sequence[Prediction]) -> list[tuple[Any, ...]]:

@@ -62,7 +62,8 @@ def spotlight(arguments: argparse.Namespace, console: Console) -> Path | None:
 def _check(arguments: argparse.Namespace) -> dict[str, object]:
     """The flags given about a model; raises for those that do not go together."""
     names = set(vars(arguments)) - {"command", "runs", "output", "text"}
-    given = {name: value for name in names if (value := getattr(arguments, name)) not in (None, False)}
+    values = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
     if bool(arguments.runs) == bool(given):
         raise ValueError("give run folders, or --model, --video and --question: appo spotlight runs/demo")
     if given and (missing := [name for name in ("model", "video", "question") if not given.get(name)]):

@@ -167,11 +167,11 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _heat(scores_GF: Sequence[Sequence[float | None]]) -> list[list[int | None]]:
-    """Scores as brightness from 0 to 100, over the whole group."""
+    """Scores as brightness from 0 to 100, over the whole group; one that stands out does not dim all others («ours»)."""
     known = [score for row in scores_GF for score in row if score is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    scale = 100 / (high - low) if high > low else 0.0
-    return [[None if score is None else round((score - low) * scale) for score in row] for row in scores_GF]
+    span = high - low or 1.0
+    return [[None if score is None else round(100 * ((score - low) / span) ** 0.7) for score in row] for row in scores_GF]
 
 
 def _response(
@@ -240,4 +240,4 @@ def _says(views: Sequence[Mapping[str, Any]], times: Sequence[float], event: Seq
 
 
 def _when(frame: int, times: Sequence[float]) -> str:
-    return f"{times[frame]:.1f} s" if frame < len(times) and is_number(times[frame]) else f"frame {frame + 1}"
+    return f"{round(times[frame], 2):g} s" if frame < len(times) and is_number(times[frame]) else f"frame {frame + 1}"

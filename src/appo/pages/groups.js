@@ -82,7 +82,6 @@ function makeEntry(group, film, on) {
 /** A question at the step its slider stands at. */
 function showFilm(detail, film) {
   let stage = null;
-  let playing = null;
   const body = el("div", { class: "body" });
   const slider = film.length > 1 ? makeSlider(film, (at) => show(at)) : null;
   const heading = el("header", { class: "asked" });
@@ -92,7 +91,6 @@ function showFilm(detail, film) {
     stage = showGroup(body, group, stage);
   };
   detail.replaceChildren(heading, ...(slider ? [slider.element] : []), body);
-  clearInterval(playing);
   show(film.length - 1);
 }
 
@@ -189,7 +187,11 @@ function showGroup(body, group, stage) {
   body.append(...fresh);
   stage.paint(group);
   point(null);
-  body.onkeydown = (event) => event.key === "Escape" && ((pinned = null), point(null));
+  body.onkeydown = (event) => {
+    if (event.key !== "Escape") return;
+    pinned = null;
+    point(null);
+  };
   return stage;
 }
 

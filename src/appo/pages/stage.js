@@ -64,7 +64,7 @@ function paintStage(stage, group) {
     const { row, label, cells } = stage.means[name];
     const heat = group.meanHeat[name];
     row.hidden = !heat;
-    label.textContent = `${name === "right" ? "✓" : "✗"} all ${name}`;
+    label.textContent = `${name === "right" ? "✓" : "✗"} ${name}`;
     row.setAttribute("aria-label", `Mean of the ${words}: ${lookedAt(group, heat)}`);
     cells.forEach((cell, frame) => cell.style.setProperty("--light", light(heat ? heat[frame] : null)));
   }
