@@ -112,6 +112,15 @@ def test_two_processes_do_what_one_does(folder, alone, sharding, settings):
     assert (result["sharded"] > 0) == (sharding == "fsdp2" or stage == 3), "the policy was not sharded as asked"
 
 
+def test_usual_shares_and_the_mean_weight_are_those_of_all_processes(folder):
+    """Each process alone would have other means: it has other prompts."""
+    ours = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
+    ours |= {"score_tokens": 2, "top_frames": 1, "frame_tokens": 2}
+    one, two = (run(folder, processes, "ddp", rewards="plain, ours", **ours) for processes in (1, 2))
+    assert 0.2 < measured(one, "appo/mean_weight")[0] < 1
+    assert_same_run(two, one, CLOSE["ddp"])
+
+
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_processes_stay_in_step_when_one_has_nothing_to_resample(folder, sharding):
     """Process 0 replaces every group each round, process 1 none: neither waits for ever, and both train."""

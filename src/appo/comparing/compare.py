@@ -128,7 +128,7 @@ def run_one(comparison: Comparison, name: str) -> None:
     needed = VARIANTS[method].needs
     weight = mean_weight(_read(comparison, (needed, seed))) if needed else 1.0
     train, held_out = _clips(comparison, seed)
-    with tempfile.TemporaryDirectory(dir=comparison.output) as scratch:
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=comparison.output) as scratch:
         cell = run_cell(method, seed, comparison.steps, train, held_out, Path(scratch) / "run", weight)
     about = describe_run({})
     header = {"method": method, "seed": seed, **comparison.settings, "commit": about["git_commit"],
@@ -232,7 +232,7 @@ def _read(comparison: Comparison, cell: CellName) -> dict[str, Any]:
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:
-    _replace(file, json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+    _replace(file, json.dumps(_plain(data), separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _replace(file: Path, text: str) -> None:
