@@ -92,6 +92,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
         ("extraction measures statistics official", "torch transformers trl datasets rouge_score"),
         ("attention scoring rollout evaluate", "trl datasets"),
         ("spotlight.world spotlight.teacher", "torch numpy transformers trl"),
+        ("report terminal spotlighting", "torch numpy transformers trl av"),  # a page needs no model
         ("cli", "torch transformers trl"),  # --help and a user's mistake are answered at once
     ],
 )
