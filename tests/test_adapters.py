@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
 
 from appo.adapters import LANGUAGE_LAYERS, AdapterSettings, adapter_config, loading_settings
 from appo.cli import main
@@ -33,7 +32,7 @@ def test_adapters_train_and_merge_to_the_policy_that_was_trained(tmp_path, metho
     assert (policy / "adapter_model.safetensors").exists()
     assert not (policy / "model.safetensors").exists(), "the adapter alone is saved"
     assert RunFolder.open(output).config["script"]["lora_r"] == 4
-    adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(policy_path()), policy).eval()
+    adapted = PeftModel.from_pretrained(load_policy()[0], policy).eval()
     merged, processor = load_model(policy)
     video = read_video(str(next((output / "clips").glob("*.mp4"))), processor.video_processor, SAMPLING)
     messages = [
