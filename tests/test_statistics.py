@@ -9,10 +9,10 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appo.statistics import bootstrap_interval, mcnemar, pass_at_k, wilson_interval
+from appo.statistics import bootstrap_interval, mcnemar, pass_at_k, sign_flip, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,27 @@ def test_pass_at_k_is_the_product_of_its_paper() -> None:
 def test_an_impossible_pass_at_k_is_refused(right: int, samples: int, k: int) -> None:
     with pytest.raises(ValueError, match="k must be 1 to"):
         pass_at_k(right, samples, k)
+
+
+def test_flipping_signs_agrees_with_counting_and_with_the_sign_test() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 9):
+        values = rng.normal(0.3, 1, n).tolist()
+        means = [abs(sum(sign * value for sign, value in zip(signs, values, strict=True)))
+                 for signs in product((-1, 1), repeat=n)]  # fmt: skip
+        assert sign_flip(values) == sum(mean >= abs(sum(values)) - 1e-12 for mean in means) / 2**n
+    for right in range(9):  # differences of one size: nothing but their signs counts
+        assert sign_flip([0.1] * right + [-0.1] * (8 - right)) == pytest.approx(mcnemar(right, 8 - right))
+    assert sign_flip([0.0, 0.0]) == 1.0
+    many = sign_flip(rng.normal(0, 1, 40).tolist())
+    assert 0 < many <= 1
+    assert sign_flip([1.0] * 40) < 1e-3
+    with pytest.raises(ValueError, match="no differences"):
+        sign_flip([])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_a_flipped_comparison_is_as_sure(values: list[float]) -> None:
+    assert sign_flip(values) == pytest.approx(sign_flip([-value for value in values]))
+    assert 2 / 2 ** len(values) <= sign_flip(values) <= 1

@@ -79,6 +79,28 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail * (math.comb(n, least) / (1 << n)))  # integers divide exactly, however large
 
 
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p-value that paired differences are symmetric about zero (Fisher's randomisation test).
+
+    The share of all assignments of signs whose mean is at least as far from zero as the one found: exact for up to 16
+    pairs, from 65536 random assignments beyond. It cannot be below 2 / 2^n, which is 0.008 for eight pairs.
+
+    Raises:
+        ValueError: there are no differences.
+    """
+    if not len(differences):
+        raise ValueError("there are no differences to flip: give at least one pair")
+    values_Q = np.asarray(differences, dtype=np.float64)
+    n = len(values_Q)
+    if n <= 16:
+        signs_RQ = 1 - 2 * (np.arange(1 << n)[:, None] >> np.arange(n) & 1)
+    else:
+        signs_RQ = np.random.default_rng(0).choice([-1, 1], size=(1 << 16, n))
+    means_R = np.abs(signs_RQ @ values_Q)
+    # What is equal but for rounding counts as equal.
+    return float((means_R >= abs(values_Q.sum()) - 1e-12 * np.abs(values_Q).sum()).mean())
+
+
 def pass_at_k(right: int, samples: int, k: int) -> float:
     """Unbiased estimate that at least one of ``k`` responses is right (Chen et al. 2021, eq. 1).
 

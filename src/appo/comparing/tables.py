@@ -42,7 +42,9 @@ def _means(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
 def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     head = [f"minus {baseline}", *(measure if measure != "reward" else "reward, last third" for measure in MEASURES)]
     body = [[name, *(_interval(own[measure]) for measure in MEASURES)] for name, own in rows.items()]
-    title = f"Paired difference to {baseline} in points, mean over seeds (95 % bootstrap interval):"
+    title = (
+        f"Paired difference to {baseline} in points, mean over seeds (95 % bootstrap interval), p by flipping signs:"
+    )
     return [title, "", *table(head, body)]
 
 
@@ -91,4 +93,6 @@ def _interval(difference: Mapping[str, Any]) -> str:
         return "-"
     if difference["low"] is None:
         return f"{100 * mean:+.1f}"
-    return f"{100 * mean:+.1f} ({100 * difference['low']:+.1f}, {100 * difference['high']:+.1f})"
+    return (
+        f"{100 * mean:+.1f} ({100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}) p {difference['p']:.2g}"
+    )
