@@ -162,7 +162,7 @@ def test_ctrl_c_ends_with_one_line(tmp_path, untrained):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["eval"], ["replay"], ["train"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["demo"], ["eval"], ["replay"], ["train"]])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
