@@ -242,7 +242,7 @@ def test_committed_numbers_hold_together(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert_says_where(result, path, result["benchmark"])
     for cell in result.get("cells", []):
-        median = {name: times["median"] for name, times in cell.get("times", {}).items()}
+        median = {name: times["median"] for name, times in cell["times"].items()}
         for pair in ("stock:ours forward", "stock:ours update"):
             if pair in cell["ratios"]:
                 phase = pair.split()[1]
