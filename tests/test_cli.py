@@ -119,11 +119,14 @@ def test_bad_videos_end_with_code_2_and_name_the_file(tmp_path, untrained, name,
     if content is not None:
         (annotations.parent / name).write_bytes(content)
     arguments = ["train", "--config", str(RECIPE), "--model", untrained, "--output_dir", str(tmp_path / "run"), *TINY]
+    arguments += ["--max_faulty_videos", "0"]
     code = main([*arguments, "--annotations", str(annotations), "--max_steps", "4"])
-    error = capsys.readouterr().err
+    *replaced, error = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert error.count("\n") == 1
+    assert error.startswith("appo: ")
     assert message in error
+    assert bool(replaced) == (content is not None), "a file that is gone is found before the run, others in it"
+    assert all(line.startswith("appo: step ") and message in line for line in replaced)
 
 
 def test_a_used_run_folder_is_not_written_into(tmp_path, capsys):
