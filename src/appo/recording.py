@@ -14,6 +14,7 @@ from appo.filmstrip import filmstrip
 from appo.groups import Sample, ScoredGroup
 from appo.records import ResponseRecord, RolloutRecord, RunFolder
 from appo.rollout import Messages, VideoCache, has_video, video_sources
+from appo.sampling import VideoError
 
 if TYPE_CHECKING:
     from appo.resuming import WholeCheckpoints
@@ -65,7 +66,11 @@ class Recorder(MetricsRecorder):
         shown = repr(video_sources(messages))
         if shown not in self._films:
             with self._watch("decode"):
-                self._films[shown] = self._folder.keep_film(film_of(self._encoder.videos, messages, self._processor))
+                try:
+                    picture = film_of(self._encoder.videos, messages, self._processor)
+                except VideoError:  # gone since the rollout read it: no reason to stop training, and the page says so
+                    picture = b""
+                self._films[shown] = self._folder.keep_film(picture)
                 self._encoder.videos.clear()
         return self._films[shown]
 
