@@ -93,10 +93,12 @@ def test_every_order_of_three_tokens_is_dealt_equally_often() -> None:
     group = replace(group, scores=replace(group.scores, mask_GN=mask_GN),
                     weights=replace(group.weights, weights_GN=three, chosen_GN=mask_GN))  # fmt: skip
     counts = dict.fromkeys(itertools.permutations((1.0, 1.2, 1.4)), 0)
+    before = torch.get_rng_state()
     for _ in range(1200):
         counts[tuple(round(w, 1) for w in shuffled(group, world).weights_GN[0, :3].tolist())] += 1
     assert min(counts.values()) > 150
     assert max(counts.values()) < 250
+    assert torch.equal(torch.get_rng_state(), before), "the random numbers of training stay what they are"
 
 
 @settings(max_examples=150, deadline=None)
