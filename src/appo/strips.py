@@ -167,11 +167,13 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _heat(scores_GF: Sequence[Sequence[float | None]]) -> list[list[int | None]]:
-    """Scores as brightness from 0 to 100, over the whole group; one that stands out does not dim all others («ours»)."""
+    """Scores as brightness from 0 to 100, over the whole group; one that stands out does not dim the rest («ours»)."""
     known = [score for row in scores_GF for score in row if score is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     span = high - low or 1.0
-    return [[None if score is None else round(100 * ((score - low) / span) ** 0.7) for score in row] for row in scores_GF]
+    return [
+        [None if score is None else round(100 * ((score - low) / span) ** 0.7) for score in row] for row in scores_GF
+    ]
 
 
 def _response(
