@@ -144,7 +144,7 @@ GOOD = said("B")
         (None, None),
         (3.5, None),
         (b"bytes", None),
-        (object(), None),
+        (object, None),
     ],
     ids=str,
 )
