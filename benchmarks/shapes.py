@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from appo.positions import use_pretrained_positions
+
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
 TEXT_TOKENS = 64
 
@@ -108,7 +110,7 @@ def build_model(name: str, device: str, dtype: torch.dtype, *, checkpointing: bo
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    return model
+    return use_pretrained_positions(model)
 
 
 def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> dict[str, Any]:

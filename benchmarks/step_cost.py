@@ -40,6 +40,7 @@ from transformers.video_utils import load_video
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
+from appo.positions import use_pretrained_positions
 from appo.prompts import build_messages
 from appo.rollout import vision_token_ids
 from appo.spotlight import build_policy, generate, load_policy
@@ -88,7 +89,7 @@ def _random_model(args: argparse.Namespace, tiny: Any) -> Any:
     with torch.device(args.device):
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = tiny.generation_config
-    return model
+    return use_pretrained_positions(model)
 
 
 def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
