@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PrinterCallback, TrainerCallback
 
 from appo import APPOConfig, APPOTrainer
-from appo.architecture import Architecture, VideoShape
+from appo.architecture import VideoShape
 from appo.memory import CPU, Run
 from appo.phases import phases
 from appo.prompts import build_messages
@@ -44,8 +44,9 @@ from appo.stopwatch import STEP_PARTS, Stopwatch
 
 MARK = "appo/"
 PHASES = ("generate", "score", "update")
-SHAPES["plan"] = ModelShape(256, 6, 8, 2, 704, 512, True, (4, 6, 6), 1, 16, 2, 32, (0,))
-SHAPES["plan-wide"] = ModelShape(384, 4, 6, 6, 1024, 512, False, (8, 12, 12), 1, 16, 2, 32, (0,))
+_SMALL_TOWER: dict[str, Any] = {"vision_heads": 2, "vision_full": (0,)}
+SHAPES["plan"] = ModelShape(256, 6, 8, 2, 704, 512, True, 1, 16, 32, mrope=(4, 6, 6), **_SMALL_TOWER)
+SHAPES["plan-wide"] = ModelShape(384, 4, 6, 6, 1024, 512, False, 1, 16, 32, mrope=(8, 12, 12), **_SMALL_TOWER)
 
 
 @dataclass(frozen=True)
@@ -229,19 +230,13 @@ def head_tile(words: int) -> Iterator[None]:
 # --- predicted -------------------------------------------------------------------------------------------------------
 
 
-def architecture_of(shape: ModelShape) -> Architecture:
-    """The plan's view of a benchmark's shape."""
-    text = (shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.intermediate, shape.vocabulary)
-    return Architecture(*text, shape.tied, shape.vision_depth, shape.vision_hidden, shape.vision_intermediate)
-
-
 def run_of(cell: Cell, trainer: APPOTrainer, inputs: Any) -> Run:
     """The same step in the plan's words."""
     frames, rows, columns = inputs["video_grid_thw"][0].tolist()
     patches = frames * rows * columns
     video = VideoShape(frames, rows * 14, columns * 14, patches, patches // 4)
     return Run(
-        architecture=architecture_of(SHAPES[cell.model]),
+        architecture=SHAPES[cell.model],
         video=video,
         prompt_text=inputs["input_ids"].shape[1] - video.tokens,
         generations=cell.generations,

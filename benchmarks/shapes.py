@@ -7,13 +7,14 @@ Shape suffixes: G responses, P prompt tokens, N response tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from appo.architecture import PUBLISHED, Architecture
 from appo.positions import use_pretrained_positions
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
@@ -21,36 +22,21 @@ TEXT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What a configuration says about cost. Qwen2.5-VL's published values for ``3b`` and ``7b``."""
+class ModelShape(Architecture):
+    """An architecture with what else a model needs to run; by default that of the published 3B and 7B."""
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-    mrope: tuple[int, int, int]
-    vision_depth: int
-    vision_hidden: int
-    vision_heads: int
-    vision_intermediate: int
-    vision_full: tuple[int, ...]
+    mrope: tuple[int, int, int] = (16, 24, 24)
+    vision_heads: int = 16
+    vision_full: tuple[int, ...] = (7, 15, 23, 31)
 
 
 SHAPES = {
     # Every part there is, as small as it goes: for the tests.
-    "tiny": ModelShape(32, 3, 4, 2, 48, 512, True, (1, 1, 2), 1, 16, 2, 32, (0,)),
+    "tiny": ModelShape(32, 3, 4, 2, 48, 512, True, 1, 16, 32, mrope=(1, 1, 2), vision_heads=2, vision_full=(0,)),
     # For CPU: 8 layers. The vocabulary makes the head 19 % of the layers' cost (3B: 11 %, 7B: 8 %), the vision tower
     # is next to nothing, so that ratios are the language model's and comparable with the token-count limit.
-    "cpu": ModelShape(512, 8, 8, 2, 1408, 8192, True, (8, 12, 12), 2, 64, 2, 128, (1,)),
-    "qwen2.5-vl-3b": ModelShape(
-        2048, 36, 16, 2, 11008, 151936, True, (16, 24, 24), 32, 1280, 16, 3420, (7, 15, 23, 31)
-    ),
-    "qwen2.5-vl-7b": ModelShape(
-        3584, 28, 28, 4, 18944, 152064, False, (16, 24, 24), 32, 1280, 16, 3420, (7, 15, 23, 31)
-    ),
+    "cpu": ModelShape(512, 8, 8, 2, 1408, 8192, True, 2, 64, 128, mrope=(8, 12, 12), vision_heads=2, vision_full=(1,)),
+    **{name: ModelShape(**asdict(architecture)) for name, architecture in PUBLISHED.items()},
 }
 
 
@@ -78,9 +64,9 @@ def config_of(shape: ModelShape) -> Qwen2_5_VLConfig:
             "num_heads": shape.vision_heads,
             "intermediate_size": shape.vision_intermediate,
             "out_hidden_size": shape.hidden,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
+            "patch_size": shape.patch,
+            "temporal_patch_size": shape.temporal_patch,
+            "spatial_merge_size": shape.merge,
             "window_size": 112,
             "fullatt_block_indexes": list(shape.vision_full),
             "tokens_per_second": 2,

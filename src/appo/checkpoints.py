@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,30 @@ def named_write_errors(final: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{final}: cannot be written ({_reason(error)}); {good}; check rights and free space, then resume"
         ) from error
+
+
+@contextmanager
+def whole_folder(final: Path, *, leads: bool, meet: Callable[[], None]) -> Iterator[Path]:
+    """A folder that all processes write into within ``with``, and that gets its name when all of them have.
+
+    Args:
+        final: what it is to be; after an error it is what it was.
+        leads: whether this process begins and names it; one does.
+        meet: waits until every process is there.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with named_write_errors(final):
+        if leads:
+            start_partial(final.parent)
+        meet()
+        written = final.parent / PARTIAL / final.name
+        yield written
+        meet()
+        if leads:
+            seal(written, final)
+        meet()
 
 
 def _files(folder: Path) -> list[Path]:

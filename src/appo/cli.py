@@ -73,23 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _calm_libraries()
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        if arguments.command == "demo":
-            if rest:
-                raise ValueError(f"unknown argument {rest[0]}; `appo demo --help` lists what there is")
-            return _demo(arguments)
-        if arguments.command == "eval":
-            return _eval(arguments, rest)
-        if arguments.command == "data":
-            return _check(arguments, rest)
-        if arguments.command == "plan":
-            return _plan(arguments, rest)
-        if arguments.command == "compare":
-            return run_compare(arguments, rest)
-        if arguments.command == "spotlight":
-            return _spotlight(arguments, rest)
-        if arguments.command == "replay":
-            return _replay(arguments, rest)
-        return _train(arguments, rest)
+        if arguments.command == "train":  # whose flags are the fields of its settings
+            return _train(arguments, rest)
+        if rest:
+            command = "data check" if arguments.command == "data" else arguments.command
+            raise ValueError(f"unknown argument {rest[0]}; `appo {command} --help` lists what there is")
+        commands = {
+            "demo": _demo, "eval": _eval, "data": _check, "plan": _plan, "compare": run_compare,
+            "spotlight": _spotlight, "replay": _replay,
+        }  # fmt: skip
+        return commands[arguments.command](arguments)
     except KeyboardInterrupt as stop:
         print(f"appo: {str(stop) or 'interrupted'}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
@@ -197,13 +190,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from appo.check_command import run_check
 
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo data check --help` lists what there is")
     where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
     how = {name: getattr(arguments, name) for name in ("quick", "workers", "report")}
     faults = run_check(Console(), *where, keeping=_keeping(arguments), **how)
@@ -227,11 +218,9 @@ def _keeping(arguments: argparse.Namespace) -> Keeping | None:
     return Keeping(arguments.frame_cache, model, sampling)
 
 
-def _eval(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _eval(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo eval --help` lists what there is")
     given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
     del given["command"]
     if arguments.compare:
@@ -269,18 +258,14 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo plan --help` lists what there is")
+def _plan(arguments: argparse.Namespace) -> int:
     print(shown(plan_of(arguments)))
     return 0
 
 
-def _spotlight(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _spotlight(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo spotlight --help` lists what there is")
     if arguments.model:
         _quiet_bars()
     console = Console()
@@ -289,11 +274,9 @@ def _spotlight(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _replay(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _replay(arguments: argparse.Namespace) -> int:
     from appo.replaying import replay
 
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo replay --help` lists what there is")
     _quiet_bars()
     for line in replay(arguments.run, arguments.process).lines():
         print(line)

@@ -21,6 +21,7 @@ from appo.evaluate import Accuracy, Prediction, accuracy, predict
 from appo.inspection import inspect_question
 from appo.records import RolloutRecord, RunFolder
 from appo.report import write_page
+from appo.rollout import evaluation_mode
 from appo.seen_run import see_run
 from appo.spotlight import generate, load_policy
 from appo.spotlight.dataset import HELD_OUT_SEED
@@ -206,11 +207,9 @@ class Inspector:
         return self.records[question.id, step]
 
     def _inspect(self, model: Any, question: VideoQA, step: int) -> RolloutRecord:
-        was_training = model.training
-        model.eval()
-        with torch.random.fork_rng():
+        with evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            record = inspect_question(
+            return inspect_question(
                 model,
                 self.processor,
                 question,
@@ -221,8 +220,6 @@ class Inspector:
                 keep_film=self.folder.keep_film,
                 **self.config.weight_settings,
             )
-        model.train(was_training)
-        return record
 
 
 def _pairs(questions: Sequence[VideoQA], *predictions: Sequence[Prediction]) -> list[tuple[Any, ...]]:

@@ -15,7 +15,15 @@ from appo.frame_cache import FrameCache
 from appo.predictions import Reply, batches
 from appo.prompts import INSTRUCTION, build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import PromptInputs, VideoCache, encode_prompt, generate, message_parts, video_sources
+from appo.rollout import (
+    PromptInputs,
+    VideoCache,
+    encode_prompt,
+    evaluation_mode,
+    generate,
+    message_parts,
+    video_sources,
+)
 from appo.statistics import wilson_interval
 from appo.types import VideoQA
 from appo.video import FrameSampling, VideoError
@@ -83,18 +91,16 @@ def answer(
         OSError: the cache cannot be read or written.
         ValueError: the accelerator's memory does not hold a batch.
     """
-    was_training = model.training
-    model.eval()
     pool = ThreadPoolExecutor(1, "encode")
     try:
-        start = time.perf_counter()
-        for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, cache, *pair), asked):
-            replies = _reply(model, processor, batch, asking)
-            yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+        with evaluation_mode(model):
             start = time.perf_counter()
+            for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, cache, *pair), asked):
+                replies = _reply(model, processor, batch, asking)
+                yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+                start = time.perf_counter()
     finally:
         pool.shutdown(cancel_futures=True)
-        model.train(was_training)
 
 
 def _one_ahead(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from appo.data import answer_fault, read_each
-from appo.data.row import DUPLICATE, Row, RowError
+from appo.data import answerable, read_each
 from appo.evaluate import Asking, answer
 from appo.frame_cache import cache_in
-from appo.models import fingerprint, load_model
+from appo.models import fingerprint, load_model, usual_dtype
 from appo.official import response_format
 from appo.predictions import CLIPS, EvaluationFolder, batches
 from appo.prompts import INSTRUCTIONS, PROMPT_VERSION
@@ -128,10 +127,6 @@ def _source(settings: EvalSettings) -> str:
     return str(policy_path()) if settings.model == SPOTLIGHT else settings.model
 
 
-def _dtype(settings: EvalSettings) -> str:
-    return settings.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
-
-
 def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
     """All that decides the answers, as it is written down and compared when an evaluation goes on."""
     return {
@@ -149,7 +144,7 @@ def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
         "max_frames": asking.sampling.max_frames,
         "instruction": asking.instruction,
         "prompt_version": PROMPT_VERSION,
-        "dtype": _dtype(settings),
+        "dtype": settings.dtype or usual_dtype(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
@@ -161,7 +156,8 @@ def _questions(settings: EvalSettings) -> list[VideoQA]:
         ValueError, OSError: see :func:`appo.data.read`, or one of the above does not hold.
     """
     if settings.annotations is not None:
-        questions = _checked(read_each(settings.dataset, settings.annotations, settings.videos, settings.split))
+        rows = read_each(settings.dataset, settings.annotations, settings.videos, settings.split)
+        questions = [question for _, question in answerable(rows)]
     elif settings.dataset != SPOTLIGHT:
         raise ValueError(f"dataset {settings.dataset} is read from files: give --annotations (and --videos)")
     elif settings.videos is not None or settings.split is not None:
@@ -189,20 +185,6 @@ def _held_out(folder: Path, limit: int | None) -> list[VideoQA]:
     return questions
 
 
-def _checked(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> list[VideoQA]:
-    """The questions; raises, named by file and line, for the first row that cannot be asked or scored."""
-    questions: dict[str, VideoQA] = {}
-    for row, question in found:
-        if not isinstance(question, VideoQA):
-            raise question
-        if fault := answer_fault(row, question):
-            raise fault
-        if question.id in questions:
-            raise row.error(f"id {question.id!r} was there before", "give every question an id of its own", DUPLICATE)
-        questions[question.id] = question
-    return list(questions.values())
-
-
 def _spaced(questions: Sequence[VideoQA], limit: int | None) -> list[VideoQA]:
     """`limit` questions from all over the dataset, as levels and tasks often follow one another."""
     count = len(questions) if limit is None else min(limit, len(questions))
@@ -223,7 +205,7 @@ def _answer(
     cuda = torch.cuda.is_available()
     model, processor = load_model(
         _source(settings),
-        dtype=_dtype(settings),
+        dtype=settings.dtype or usual_dtype(),
         trust_remote_code=settings.trust_remote_code,
         **({"device_map": "auto"} if cuda else {}),
     )

@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 
+from appo.evaluating import LONGEST_RESPONSE, SPOTLIGHT
 from appo.inspection import inspect_question
-from appo.models import load_model
+from appo.models import load_model, usual_dtype
 from appo.prompts import INSTRUCTION
 from appo.seen_run import SeenRun
 from appo.spotlight import policy_path
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.types import VideoQA
 from appo.video import FrameSampling
-
-SPOTLIGHT = "spotlight"
-LONGEST_RESPONSE = 1024
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def inspect_video(asked: Asked) -> SeenRun:
     gpu = torch.cuda.is_available()
     model, processor = load_model(
         policy_path() if tiny else asked.model,
-        dtype=asked.dtype or ("bfloat16" if gpu else "float32"),
+        dtype=asked.dtype or usual_dtype(),
         trust_remote_code=asked.trust_remote_code,
     )
     model = model.to("cuda" if gpu else "cpu").eval()

@@ -40,7 +40,7 @@ def _mend_end(file: Path) -> None:
         handle.seek(0)
         content = handle.read()
         start = content.rfind(b"\n") + 1
-        if _parse(content[start:]) is not None:
+        if parse_line(content[start:]) is not None:
             handle.write(b"\n")
             return
         handle.truncate(start)
@@ -54,7 +54,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         with file.open("rb") as handle:
             for number, line in enumerate(handle, start=1):
-                data = _parse(line)
+                data = parse_line(line)
                 if data is not None:
                     yield number, data
                 elif line.strip():
@@ -66,7 +66,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise RecordError(f"{file}: cannot be read ({reason(error)}); check the path and its rights") from error
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line, or None."""
     try:
         data = json.loads(line)

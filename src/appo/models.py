@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -48,15 +49,15 @@ def load_model(
     kwargs = {"use_safetensors": True, **kwargs}
     if find_adapter_config_file(source) is None:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **settings, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, padding_side="left", **settings)
-        return use_pretrained_positions(model), processor
-    base, revision = _base_of(source)
-    _assert_safetensors(base)
-    kwargs = {"revision": revision, **kwargs}
-    model = _merged(AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings, **kwargs), source)
-    own = any(_has_file(source, name) for name in _PROCESSOR_FILES)
-    place = (source, None) if own else (base, revision)
-    processor = AutoProcessor.from_pretrained(place[0], revision=place[1], padding_side="left", **settings)
+        place, revision = source, None
+    else:
+        base, revision = _base_of(source)
+        _assert_safetensors(base)
+        kwargs = {"revision": revision, **kwargs}
+        model = _merged(AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **settings, **kwargs), source)
+        own = any(_has_file(source, name) for name in _PROCESSOR_FILES)
+        place, revision = (source, None) if own else (base, revision)
+    processor = AutoProcessor.from_pretrained(place, revision=revision, padding_side="left", **settings)
     return use_pretrained_positions(model), processor
 
 
@@ -76,6 +77,11 @@ def _assert_safetensors(source: str) -> None:
             f"{source}: its weights are a pickle ({pickles[0]}), which can run code when it is loaded; where you trust "
             "it, load and save it once with transformers 5 or PEFT (save_pretrained), which writes safetensors"
         )
+
+
+def usual_dtype() -> str:
+    """Of weights that are not trained: bfloat16 on a GPU, else float32."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def fingerprint(source: str | os.PathLike[str]) -> str:

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from appo.lines import RecordError
+from appo.lines import RecordError, parse_line
 from appo.records import describe_run
 from appo.types import VideoQA
 
@@ -252,11 +252,8 @@ class EvaluationFolder:
             for number, line in enumerate(handle, start=1):
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    data = json.loads(line)
-                except ValueError:
-                    data = None
-                if not isinstance(data, dict):
+                data = parse_line(line)
+                if data is None:
                     raise self._damaged(name, number, "no JSON object")
                 yield number, data
 

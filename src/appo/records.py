@@ -67,7 +67,7 @@ class ResponseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded; what is not finite becomes null."""
-        return dict(_plain(self, ROLLOUT_DIGITS))
+        return dict(as_json(self, ROLLOUT_DIGITS))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ResponseRecord:
@@ -117,7 +117,7 @@ class RolloutRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded; what is not finite becomes null."""
-        return dict(_plain(self, ROLLOUT_DIGITS))
+        return dict(as_json(self, ROLLOUT_DIGITS))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RolloutRecord:
@@ -156,7 +156,7 @@ class RunFolder:
             if any(folder.path.iterdir()):
                 fix = "choose another one, or move or delete this one"
                 raise RecordError(f"{folder.path}: the run folder is not empty; {fix}")
-            text = json.dumps(_plain(describe_run(config)), indent=2, allow_nan=False) + "\n"
+            text = json.dumps(as_json(describe_run(config)), indent=2, allow_nan=False) + "\n"
             folder.frames.mkdir()
             unfinished = folder.path / f"{CONFIG}.partial"
             unfinished.write_text(text, encoding="utf-8")
@@ -187,7 +187,7 @@ class RunFolder:
             RecordError: there is no run, or another setting is not what it was; each is named.
         """
         folder = cls.open(path)
-        changed = list(_differences(folder.config, _plain(config), may_differ))
+        changed = list(_differences(folder.config, as_json(config), may_differ))
         if changed:
             problem = "; ".join(changed)
             raise RecordError(f"{folder.path}: {problem}; a resumed run keeps its settings: give the old ones")
@@ -219,7 +219,7 @@ class RunFolder:
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl; what is not finite becomes null. Raises RecordError."""
-        append_line(self.path / METRICS, _plain(metrics))
+        append_line(self.path / METRICS, as_json(metrics))
 
     def append_rollout(self, record: RolloutRecord) -> None:
         """Write one line of rollouts.jsonl. Raises RecordError."""
@@ -246,7 +246,7 @@ class RunFolder:
 
     def append_resume(self, config: Mapping[str, Any], start: str | None) -> None:
         """Write one line of resumes.jsonl: what `create` writes of a run, and the checkpoint it goes on from."""
-        append_line(self.path / RESUMES, {"from": start, **_plain(describe_run(config))})
+        append_line(self.path / RESUMES, {"from": start, **as_json(describe_run(config))})
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the records, once they are on the disk: with a checkpoint, they say what belongs to it."""
@@ -312,23 +312,23 @@ def _git_commit() -> str | None:
         return None
 
 
-def _plain(value: Any, digits: int = 0) -> Any:
+def as_json(value: Any, digits: int = 0) -> Any:
     """The value as JSON can hold it: arrays as lists, not finite as None, unknown as its text; floats rounded."""
     if isinstance(value, Enum):
-        return _plain(value.value, digits)
+        return as_json(value.value, digits)
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float):
         rounded = float(f"{value:.{digits}g}") if digits else float(value)
         return rounded if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, digits) for key, item in value.items()}
+        return {str(key): as_json(item, digits) for key, item in value.items()}
     if isinstance(value, Sequence | Set) and not isinstance(value, bytes):
-        return [_plain(item, digits) for item in value]
+        return [as_json(item, digits) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name), digits) for field in fields(value)}
+        return {field.name: as_json(getattr(value, field.name), digits) for field in fields(value)}
     if callable(to_list := getattr(value, "tolist", None)):  # numpy and torch, without importing either
-        return _plain(to_list(), digits)
+        return as_json(to_list(), digits)
     return str(value)
 
 

@@ -20,14 +20,12 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from appo.checkpoints import (
-    PARTIAL,
     CheckpointError,
     checkpoint_name,
     last_complete,
     named_write_errors,
     resumable,
-    seal,
-    start_partial,
+    whole_folder,
     write_manifest,
 )
 
@@ -94,33 +92,32 @@ class WholeCheckpoints(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(self._get_output_dir(trial)), checkpoint_name(self.state.global_step)
         push = self.args.push_to_hub
-        with named_write_errors(folder / name):
-            if self.args.should_save:
-                start_partial(folder)
-            self.accelerator.wait_for_everyone()
-            self._partial, self.args.push_to_hub = folder / PARTIAL, False
+        meet, leads = self.accelerator.wait_for_everyone, self.args.should_save
+        with whole_folder(folder / name, leads=leads, meet=meet) as written:
+            self._partial, self.args.push_to_hub = written.parent, False
             try:
                 super()._save_checkpoint(model, trial)
                 state = {part: plain(save()) for part, (save, _) in self._parts.items()}
-                torch.save(state, folder / PARTIAL / name / self._state_file)
+                torch.save(state, written / self._state_file)
             finally:
                 self._partial, self.args.push_to_hub = None, push
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._seal(folder, name)
-            self.accelerator.wait_for_everyone()
+            meet()
+            if leads:
+                self._complete(written, folder / name)
+        if leads:  # only now may older ones go
+            with named_write_errors(folder / name):
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+        meet()
         if push:
             self._push_from_checkpoint(str(folder / name))
 
-    def _seal(self, folder: Path, name: str) -> None:
-        """Name a checkpoint that is written; only then may older ones go."""
-        written = folder / PARTIAL / name
+    def _complete(self, written: Path, final: Path) -> None:
+        """What is written last: how the checkpoint is going to be called, and what is in it."""
         if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(folder / name)
+            self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(written / "trainer_state.json"))
         write_manifest(written, resumable=not self.args.save_only_model)
-        seal(written, folder / name)
-        rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     @property
     def _state_file(self) -> str:

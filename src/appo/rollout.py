@@ -6,6 +6,7 @@ Shape suffixes: P prompt tokens, B rows, N response tokens (padded).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ from appo.video import Call, FrameSampling, SampledVideo, VideoSource, here, lm_
 Messages = list[dict[str, Any]]
 # Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
 PromptInputs = dict[str, Any]
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """The model without dropout meanwhile; afterwards it is in the mode that it was in before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class VideoCache:

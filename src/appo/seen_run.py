@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appo.lines import RecordError
+from appo.lines import RecordError, parse_line
 from appo.records import CONFIG, FRAMES, METRICS, ROLLOUTS, RolloutRecord
 
 EVALUATION = "evaluation.json"
@@ -112,7 +112,7 @@ def _lines(file: Path, notes: list[str], consequence: str) -> Iterator[tuple[int
                 if not line.strip():
                     continue
                 count += 1
-                data = _parsed(line)
+                data = parse_line(line)
                 if data is None:
                     bad.append(number)
                 else:
@@ -125,14 +125,6 @@ def _lines(file: Path, notes: list[str], consequence: str) -> Iterator[tuple[int
     if not count:
         notes.append(f"{file.name} is empty, {consequence}.")
     _note_bad(file, bad, notes)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
 
 
 def _note_bad(file: Path, bad: Sequence[int], notes: list[str]) -> None:

@@ -28,7 +28,7 @@ from appo.prompts import FORMATS
 from appo.recording import MetricsRecorder
 from appo.records import RunFolder
 from appo.resuming import WholeCheckpoints
-from appo.rollout import VideoCache, without_pixels
+from appo.rollout import VideoCache, evaluation_mode, without_pixels
 from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
 from appo.video import FrameSampling
@@ -175,8 +175,6 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         appo.sight.BlindPolicyError: the policy's words do not depend on the video.
     """
 
-    _checked_sight = False
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Qwen-VL says that its own loss takes no count of tokens, so transformers hands TRL's none either: a step would
@@ -195,21 +193,16 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         self._checked_sight = bool(self.accelerator.gather(torch.tensor([sees], device=self.accelerator.device)).any())
         if not self._checked_sight:
             return
-        was_training = model.training
-        model.eval()  # dropout would make two passes differ by itself
 
         def log_probs(batch: dict[str, Any]) -> Tensor:
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        try:
-            if sees:
-                assert_sight(model, log_probs, inputs)
-            else:
-                with torch.no_grad():
-                    log_probs(inputs), log_probs(without_pixels(inputs))
-        finally:
-            model.train(was_training)
+        if sees:
+            assert_sight(model, log_probs, inputs)
+        else:
+            with evaluation_mode(model), torch.no_grad():
+                log_probs(inputs), log_probs(without_pixels(inputs))
 
 
 def make_sft_trainer(

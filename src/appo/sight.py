@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.rollout import PromptInputs, without_pixels
+from appo.rollout import PromptInputs, evaluation_mode, without_pixels
 
 
 class BlindPolicyError(RuntimeError):
@@ -26,13 +26,8 @@ def assert_sight(model: Any, log_probs: Callable[[PromptInputs], Tensor], prompt
     Raises:
         BlindPolicyError: they are the same.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.no_grad():
+        difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
     if not bool(difference > 0):
         raise BlindPolicyError(
             "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "

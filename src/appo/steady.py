@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from appo.checkpoints import PARTIAL, CheckpointError, checkpoint_name, named_write_errors, problem, seal, start_partial
+from appo.checkpoints import CheckpointError, checkpoint_name, problem, whole_folder
 from appo.faults import FaultyVideosError, VideoFaults
 from appo.replays import FOLDER, NotFiniteError, write_description, write_tensors
 from appo.resampling import FreshRows
@@ -138,11 +138,7 @@ class SteadyTrainer(ResumableTrainer):
     def _save_replay(self, found: str) -> None:
         """Policy and batch of the step that is not applied."""
         final = Path(self.args.output_dir) / FOLDER / f"step-{self.state.global_step}"
-        with named_write_errors(final):
-            if self.args.should_save:
-                start_partial(final.parent)
-            self.accelerator.wait_for_everyone()
-            written = final.parent / PARTIAL / final.name
+        with whole_folder(final, leads=self.args.should_save, meet=self.accelerator.wait_for_everyone) as written:
             self.save_model(str(written / "policy"))
             self.accelerator.wait_for_everyone()
             trees = gather_object([write_tensors(written, self.accelerator.process_index, self._batches)])
@@ -152,8 +148,6 @@ class SteadyTrainer(ResumableTrainer):
                     dtype=str(self.model.dtype).removeprefix("torch."),
                     accumulation=self.current_gradient_accumulation_steps,
                 )  # fmt: skip
-                seal(written, final)
-            self.accelerator.wait_for_everyone()
 
 
 class _StopOnFaults(TrainerCallback):

@@ -86,7 +86,6 @@ class APPOTrainer(SteadyTrainer):
         self._rollout: Rollout | None = None
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
-        self._checked_sight = False
         if args.freeze_vision_tower and self._is_vlm:
             self._base_model.base_model.visual.requires_grad_(False)
         if args.shared_prefix and self._is_vlm:
@@ -181,10 +180,9 @@ class APPOTrainer(SteadyTrainer):
             self._rollout.encoded = [None] * len(prompts)
             return tuple(super()._tokenize_prompts(prompts))
         with self.watch("decode"):
-            encoded: list[PromptInputs] = []
-            for row, prompt in enumerate(prompts):
-                repeated = row > 0 and prompt == prompts[row - 1]
-                encoded.append(encoded[-1] if repeated else self._encode(prompt))
+            generations = self.num_generations if self.model.training else self.num_generations_eval
+            # Once a group, however alike groups are: sharded processes must make the same number of calls.
+            encoded = [inputs for inputs in map(self._encode, prompts[::generations]) for _ in range(generations)]
             if self._engine is not None:
                 self._rollout.carried = self._engine.carry(self.encoder, prompts, encoded)
         self._rollout.encoded = list(encoded)

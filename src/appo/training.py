@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PrinterCallback
 
 from appo.adapters import adapter_config, loading_settings
-from appo.checkpoints import PARTIAL, named_write_errors, seal, start_partial
+from appo.checkpoints import whole_folder
 from appo.config import APPOConfig
 from appo.data import load, rows_of
 from appo.display import TrainingBar
@@ -152,14 +152,9 @@ def save_policy(trainer: WholeCheckpoints, folder: Path) -> None:
     Raises:
         appo.checkpoints.CheckpointError: it cannot be written.
     """
-    with named_write_errors(folder):
-        if trainer.args.should_save:
-            start_partial(folder.parent)
-        trainer.accelerator.wait_for_everyone()
-        trainer.save_model(str(folder.parent / PARTIAL / folder.name))
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            seal(folder.parent / PARTIAL / folder.name, folder)
+    meet = trainer.accelerator.wait_for_everyone
+    with whole_folder(folder, leads=trainer.args.should_save, meet=meet) as written:
+        trainer.save_model(str(written))
 
 
 def fit(trainer: APPOTrainer | VideoSFTTrainer, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -19,14 +18,12 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     flags("--only", metavar="SEED-METHOD", help="run this cell here and nothing else")
 
 
-def run_compare(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_compare(arguments: argparse.Namespace) -> int:
     """Do what the flags say; returns the exit code.
 
     Raises:
-        ValueError: an argument that there is not, or as :func:`appo.comparing.compare.compare` does.
+        ValueError: as :func:`appo.comparing.compare.compare` does.
     """
-    if rest:
-        raise ValueError(f"unknown argument {rest[0]}; `appo compare --help` lists what there is")
     from rich.console import Console
 
     from appo.comparing.compare import Comparison, compare, run_one

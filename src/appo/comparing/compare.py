@@ -7,14 +7,13 @@ cell, written whole or not at all), `logs/`, and, renewed after each cell, `summ
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ from appo.comparing.plots import learning_curves
 from appo.comparing.summaries import Cells, paired_seeds, share, summary
 from appo.comparing.tables import markdown
 from appo.lines import RecordError
-from appo.records import describe_run
+from appo.records import as_json, describe_run
 from appo.spotlight import generate, load_annotations
 from appo.spotlight.dataset import HELD_OUT_SEED
 from appo.spotlight.world import LEVELS
 from appo.types import VideoQA
 
 PROMPTS = 16  # of a step, in the demo's settings
+DIGITS = 6  # enough of any number here
 CellName = tuple[str, int]  # method, seed
 
 
@@ -232,7 +232,7 @@ def _read(comparison: Comparison, cell: CellName) -> dict[str, Any]:
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:
-    _replace(file, json.dumps(_plain(data), separators=(",", ":"), allow_nan=False) + "\n")
+    _replace(file, json.dumps(as_json(data, DIGITS), separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _replace(file: Path, text: str) -> None:
@@ -241,14 +241,3 @@ def _replace(file: Path, text: str) -> None:
         handle.write(text)
     os.chmod(handle.name, 0o644)
     os.replace(handle.name, file)
-
-
-def _plain(value: Any) -> Any:
-    """Six digits are enough of any number here; what is not finite is none."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

@@ -12,11 +12,10 @@ import torch
 
 from appo.evaluate import Asking
 from appo.groups import ScoredGroup
+from appo.inspection import ask_group
 from appo.perception import crucial_frames, looked_at_frames, response_frame_scores
-from appo.prompts import build_messages
 from appo.relative import FrameShares, relative_attention, video_shares
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_sources
 from appo.scoring import score_group
 from appo.types import GroupScores, VideoQA
 
@@ -105,10 +104,14 @@ def perceive(
 
 
 def _scored(model: Any, processor: Any, question: VideoQA, asking: Asking) -> tuple[GroupScores, torch.Tensor]:
-    videos = VideoCache(processor.video_processor, asking.sampling)
-    messages = build_messages(question, instruction=asking.instruction)
-    prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
-    ids_G = generate(model, processor, [prompt], max_new_tokens=asking.max_new_tokens, responses=asking.samples)[0]
-    texts = processor.batch_decode(ids_G, skip_special_tokens=True)
-    right = [score_answer(text, question.answer, question.kind, question.options) for text in texts]
-    return score_group(model, prompt, ids_G), torch.tensor(right)
+    asked = ask_group(
+        model,
+        processor,
+        question,
+        asking.sampling,
+        max_new_tokens=asking.max_new_tokens,
+        responses=asking.samples,
+        instruction=asking.instruction,
+    )
+    right = [score_answer(text, question.answer, question.kind, question.options) for text in asked.texts_G]
+    return score_group(model, asked.prompt, asked.ids_G), torch.tensor(right)

@@ -101,7 +101,7 @@ def load(
     asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
     if asked not in FORMATS:
         raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
-    table = rows_of(_checked(read_each(name, annotations, videos, split)), instruction, asked)
+    table = rows_of(_with_media(answerable(read_each(name, annotations, videos, split))), instruction, asked)
     if not len(table):
         raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
     return table
@@ -167,11 +167,13 @@ def _raised(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterat
         yield row, question
 
 
-def _checked(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[VideoQA]:
-    """The questions, once `load`'s promises hold for them. What files are missing is counted and raised at the end."""
+def answerable(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[tuple[Row, VideoQA]]:
+    """The rows of `read_each`, ended by the first that cannot be asked or scored, or whose id was there before.
+
+    Raises:
+        ValueError, OSError: that row's; names file and line.
+    """
     place_of: dict[str, str] = {}
-    media = MediaFiles()
-    first_missing = ""
     for row, question in _raised(found):
         first = place_of.setdefault(question.id, row.place)
         if first is not row.place:
@@ -179,6 +181,14 @@ def _checked(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Itera
             raise row.error(problem, "give every question an id of its own", DUPLICATE)
         if fault := answer_fault(row, question):
             raise fault
+        yield row, question
+
+
+def _with_media(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
+    """The questions; what files are missing is counted and raised at the end."""
+    media = MediaFiles()
+    first_missing = ""
+    for row, question in found:
         for path, is_folder in media_of(question):
             if not media.has(path, is_folder) and not first_missing:
                 first_missing = f"{row.place}: there is no {path}"

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
 
+from appo.models import load_model
 from appo.positions import use_pretrained_positions
 from appo.spotlight.processor import build_processor
 
@@ -31,9 +30,7 @@ def policy_path() -> Path:
 
 def load_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """The shipped lazy policy in float32, and its processor."""
-    folder = policy_path()
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return use_pretrained_positions(model), AutoProcessor.from_pretrained(folder)
+    return load_model(policy_path())
 
 
 def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
