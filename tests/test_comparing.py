@@ -16,7 +16,13 @@ from rich.console import Console
 from appo.cli import main
 from appo.comparing import cells
 from appo.comparing.compare import Comparison, compare, open_folder, run_one, start_process
+from appo.comparing.held_out import encoded, sampled
+from appo.comparing.methods import OURS, variant_of
+from appo.demo import prompts_a_step
+from appo.evaluate import predict
 from appo.lines import RecordError
+from appo.spotlight import generate, load_policy
+from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 
 TIMES = ("seconds", "own_seconds", "training_seconds", "evaluation_seconds")
 
@@ -104,13 +110,38 @@ def test_a_killed_cell_is_redone_and_equals_the_undisturbed_one(finished, tmp_pa
     open_folder(again)
     process = start_process(again, ("dapo", 0))
     deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("clips/train-0")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("clips/train-0-32")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, (tmp_path / "logs" / "0-dapo.log").read_text()
     assert list((tmp_path / "cells").iterdir()) == []
     compare(again, quiet(), here)
     assert numbers(read(again, "0-dapo")) == numbers(read(finished, "0-dapo"))
+
+
+def test_held_out_questions_encoded_once_are_answered_as_from_their_files(tmp_path) -> None:
+    """Features on disk against pixels through the ordinary path, word for word."""
+    model, processor = load_policy()
+    questions = generate(tmp_path, "L3", 12, 1)
+    file = tmp_path / "L3.pt"
+    made, read_back = (encoded(file, questions, model, processor) for _ in range(2))
+    plain = predict(model, processor, questions, SAMPLING, max_new_tokens=MAX_NEW_TOKENS, instruction="")
+    for asked in (made, read_back):
+        texts = processor.batch_decode([ids for (ids,) in sampled(model, processor, asked.prompts)], True)
+        assert texts == [answer.text for answer in plain]
+    bits = cells.evaluated(model, processor, read_back)
+    assert bits["right"] == "".join(str(int(answer.right)) for answer in plain)
+    assert 0 < bits["right"].count("1") < 12
+    assert not any("pixel" in key for prompt in read_back.prompts for key in prompt)
+
+
+def test_a_changed_setting_is_a_method_of_its_own(tmp_path) -> None:
+    variant = variant_of("appo-relative+base_weight=0.5+learning_rate=1e-3+divergence=k3")
+    assert variant.settings == {**OURS, "base_weight": 0.5, "learning_rate": 1e-3, "divergence": "k3"}
+    assert variant.meaning == "appo-relative, base_weight 0.5, learning_rate 0.001, divergence k3"
+    config = cells.config_of("dapo+num_generations=4", 3, 5, tmp_path)
+    assert (config.method, config.num_generations, config.seed, config.max_steps) == ("dapo", 4, 3, 5)
+    assert prompts_a_step(config) == 32
 
 
 def test_what_is_finished_is_not_done_again_and_more_seeds_can_be_added(finished) -> None:
@@ -162,8 +193,15 @@ def test_users_mistakes_are_one_line(tmp_path, capsys) -> None:
     compare(Comparison(tmp_path, ("dapo",), 1, 1, 1), quiet(), fake)
     base = ["compare", "--output", str(tmp_path)]
     for words, message in (
-        (["--steps", "2", "--questions", "1"], "settings.json: the folder is of {'steps': 1, 'questions': 1}"),
+        (["--steps", "2", "--questions", "1"], "settings.json: the folder is of {'steps': 1, 'questions': 1, 'level'"),
+        (["--level", "L2", "--steps", "1", "--questions", "1"], "settings.json: the folder is of"),
+        (["--level", "L7"], "unknown level 'L7': choose from L1, L2, L3"),
+        (["--policy", str(tmp_path / "none")], "none"),
         (["--methods", "dapo,ppo"], "unknown method 'ppo'"),
+        (["--methods", "appo+frame_token=4"], "'frame_token=4' is no setting=value of APPOConfig"),
+        (["--methods", "appo+frame_tokens=0"], "method appo+frame_tokens=0: frame_tokens must be at least 1, got 0"),
+        (["--methods", "appo+frame_tokens=many"], "method appo+frame_tokens=many: "),
+        (["--methods", "start+frame_tokens=4"], "start is not trained and has no settings"),
         (["--only", "0-ppo"], "there is no such cell"),
         (["--fast"], "unknown argument --fast"),
     ):

@@ -51,7 +51,7 @@ ROOMS = [
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
     "appo.training", "appo.replaying", "appo.demo",
     "appo.comparing", "appo.comparing.descriptions", "appo.comparing.controls", "appo.comparing.methods",
-    "appo.comparing.perceiving", "appo.comparing.cells", "appo.comparing.summaries", "appo.comparing.tables",
+    "appo.comparing.held_out", "appo.comparing.perceiving", "appo.comparing.cells", "appo.comparing.summaries", "appo.comparing.tables",
     "appo.comparing.plots", "appo.comparing.compare", "appo.comparing.command",
     "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
 ]  # fmt: skip

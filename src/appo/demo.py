@@ -57,30 +57,41 @@ class DemoResult:
     groups: list[RolloutRecord]
 
 
-def demo_config(settings: DemoSettings) -> APPOConfig:
-    """The paper's settings, scaled to responses of 50 instead of 384 tokens and to a policy of a million parameters."""
-    return APPOConfig(
-        output_dir=str(settings.output),
-        method=settings.method,
-        seed=settings.seed,
-        max_steps=settings.steps,
-        num_generations=8,
-        per_device_train_batch_size=32,
-        gradient_accumulation_steps=4,
-        max_completion_length=MAX_NEW_TOKENS,
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
+def demo_config(settings: DemoSettings, **changes: Any) -> APPOConfig:
+    """The paper's settings, scaled to responses of 50 instead of 384 tokens and to a policy of a million parameters.
+
+    Args:
+        settings: of the demo.
+        changes: of :class:`APPOConfig`, where they are to differ.
+    """
+    usual: dict[str, Any] = {
+        "output_dir": str(settings.output),
+        "method": settings.method,
+        "seed": settings.seed,
+        "max_steps": settings.steps,
+        "num_generations": 8,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 4,
+        "max_completion_length": MAX_NEW_TOKENS,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
         **WORLD_WEIGHTS,
-        video_fps=SAMPLING.fps,
-        video_max_frames=SAMPLING.max_frames,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+        "video_fps": SAMPLING.fps,
+        "video_max_frames": SAMPLING.max_frames,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return APPOConfig(**{**usual, **changes})
+
+
+def prompts_a_step(config: APPOConfig) -> int:
+    """How many groups an optimiser step is made of."""
+    return int(config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations)
 
 
 def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
@@ -114,8 +125,7 @@ def _clips(
     settings: DemoSettings, config: APPOConfig, console: Console
 ) -> tuple[list[VideoQA], dict[str, list[VideoQA]]]:
     """Fresh training clips of level L1 (twice what the sampler needs, for dynamic sampling) and held-out ones."""
-    prompts = config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations
-    count = max(1, 2 * settings.steps * prompts)
+    count = max(1, 2 * settings.steps * prompts_a_step(config))
     with console.status(f"writing {count + len(LEVELS) * settings.questions} clips (mp4, H.264)"):
         train = generate(settings.output / "clips" / "train", "L1", count, settings.seed)
         held_out = {

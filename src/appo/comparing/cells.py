@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,24 @@ from transformers import PrinterCallback, TrainerCallback
 
 from appo.comparing.controls import Control, World
 from appo.comparing.descriptions import described_rightly
-from appo.comparing.methods import VARIANTS, Variant
+from appo.comparing.held_out import HeldOut, encoded, sampled
+from appo.comparing.methods import Variant, variant_of
 from appo.comparing.perceiving import averaged, group_perception, perceive
 from appo.config import APPOConfig
 from appo.data import rows_of
 from appo.demo import DemoSettings, demo_config
-from appo.evaluate import Asking, predict
 from appo.groups import Group, ScoredGroup
+from appo.models import load_model
+from appo.prompts import parse_response
 from appo.records import RunFolder
-from appo.rewards import reward_functions
+from appo.rewards import reward_functions, score_answer
 from appo.scoring import log_probs_at
 from appo.script import PAPER_REWARDS
 from appo.sft import make_sft_trainer
-from appo.spotlight import load_policy
-from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.trainer import APPOTrainer
 from appo.types import VideoQA
 
-PERCEIVED = 48  # held-out questions of level 1 on which attention is measured after training
+PERCEIVED, PERCEIVED_RESPONSES = 48, 8  # held-out questions of level 1 on which attention is measured after training
 CURVES = {  # name in a cell -> name in TRL's logs
     "accuracy": "compared/accuracy", "reward": "reward", "generated": "compared/generated", "entropy": "entropy",
     "grad_norm": "grad_norm", "loss": "loss", "mean_weight": "appo/mean_weight", "chosen": "appo/chosen_share",
@@ -108,23 +109,33 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What all cells of a comparison have in common.
+
+    Attributes:
+        steps: optimiser steps.
+        policy: folder of the policy that all start from.
+        held_out: questions to evaluate, by level.
+        encoded: folder for the held-out questions as that policy reads them; made once.
+    """
+
+    steps: int
+    policy: Path
+    held_out: Mapping[str, Sequence[VideoQA]]
+    encoded: Path
+
+
 def run_cell(
-    name: str,
-    seed: int,
-    steps: int,
-    rows: Sequence[VideoQA],
-    held_out: Mapping[str, Sequence[VideoQA]],
-    scratch: Path,
-    weight: float = 1.0,
+    name: str, seed: int, conditions: Conditions, rows: Sequence[VideoQA], scratch: Path, weight: float = 1.0
 ) -> dict[str, Any]:
-    """Train one method with one seed from the shipped policy and evaluate it.
+    """Train one method with one seed and evaluate it.
 
     Args:
-        name: of `VARIANTS`.
+        name: as :func:`appo.comparing.methods.variant_of` takes it.
         seed: of sampling and of the order of prompts.
-        steps: optimiser steps.
+        conditions: the same for all.
         rows: questions to train on.
-        held_out: questions to evaluate, by level.
         scratch: an empty folder for what trainers write.
         weight: multiplies the learning rate (of variants that need another's mean weight).
 
@@ -132,32 +143,40 @@ def run_cell(
         ``curve`` (one dictionary a step), ``levels`` (what `evaluated` says of each), ``perception`` after training,
         ``learning_rate`` and seconds of training and evaluation.
     """
-    variant = VARIANTS[name]
-    model, processor = load_policy()
+    variant = variant_of(name)
+    model, processor = load_model(conditions.policy)
+    asked = {
+        level: encoded(conditions.encoded / f"{level}.pt", questions, model, processor)
+        for level, questions in conditions.held_out.items()
+    }
+    tower = [parameter.clone() for parameter in model.base_model.visual.parameters()]
     start = time.perf_counter()
-    config = _config(variant, seed, steps, scratch)
+    config = config_of(name, seed, conditions.steps, scratch)
     config.learning_rate *= weight
     curve = _train(variant, model, processor, rows, config) if variant.method else []
     trained = time.perf_counter()
+    assert all(map(torch.equal, tower, model.base_model.visual.parameters())), "held-out features are of another tower"
     model.eval()
-    asking = Asking(SAMPLING, MAX_NEW_TOKENS, instruction="", samples=config.num_generations, temperature=1.0)
+    first = HeldOut(asked["L1"].questions[:PERCEIVED], asked["L1"].prompts[:PERCEIVED])
     return {
         "learning_rate": config.learning_rate,
         "curve": curve,
-        "levels": {level: evaluated(model, processor, questions) for level, questions in held_out.items()},
-        "perception": perceive(model, processor, held_out["L1"][:PERCEIVED], asking, config.weight_settings),
+        "levels": {level: evaluated(model, processor, questions) for level, questions in asked.items()},
+        "perception": perceive(model, processor, first, PERCEIVED_RESPONSES, 0, config.weight_settings),
         "training_seconds": trained - start,
         "evaluation_seconds": time.perf_counter() - trained,
     }
 
 
-def evaluated(model: Any, processor: Any, questions: Sequence[VideoQA]) -> dict[str, str]:
+def evaluated(model: Any, processor: Any, asked: HeldOut) -> dict[str, str]:
     """One 1 or 0 a question, in order: ``right``, well ``formed``, and ``what`` and ``when`` of its description."""
-    answers = predict(model, processor, questions, SAMPLING, max_new_tokens=MAX_NEW_TOKENS, instruction="")
-    said = [described_rightly(q.metadata, answer.text) for q, answer in zip(questions, answers, strict=True)]
+    ids = [ids for (ids,) in sampled(model, processor, asked.prompts)]
+    texts = processor.batch_decode(ids, skip_special_tokens=True)
+    pairs = list(zip(asked.questions, texts, strict=True))
+    said = [described_rightly(question.metadata, text) for question, text in pairs]
     return {
-        "right": _bits([answer.right >= 1.0 for answer in answers]),
-        "formed": _bits([answer.parsed for answer in answers]),
+        "right": _bits([score_answer(text, question.answer, question.kind) >= 1.0 for question, text in pairs]),
+        "formed": _bits([parse_response(text) is not None for text in texts]),
         "what": _bits([what for what, _ in said]),
         "when": _bits([when for _, when in said]),
     }
@@ -167,13 +186,17 @@ def _bits(values: Sequence[bool]) -> str:
     return "".join("1" if value else "0" for value in values)
 
 
-def _config(variant: Variant, seed: int, steps: int, scratch: Path) -> APPOConfig:
-    """The demo's settings, with what the variant changes."""
-    config = demo_config(DemoSettings(scratch, variant.method or "dapo", steps, seed))
-    for name, value in variant.settings.items():
-        assert hasattr(config, name)
-        setattr(config, name, value)
-    return config
+def config_of(name: str, seed: int, steps: int, scratch: Path) -> APPOConfig:
+    """The demo's settings, with what the variant changes.
+
+    Raises:
+        ValueError: a setting has a value that it cannot have; one line that names the variant.
+    """
+    variant = variant_of(name)
+    try:
+        return demo_config(DemoSettings(scratch, variant.method or "dapo", steps, seed), **variant.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {name}: {' '.join(str(error).split())}") from error
 
 
 def _train(variant: Variant, model: Any, processor: Any, questions: Sequence[VideoQA], config: APPOConfig) -> Any:

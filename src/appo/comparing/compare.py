@@ -14,25 +14,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from appo.comparing.cells import mean_weight, run_cell
-from appo.comparing.methods import VARIANTS, variants_of
+from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell
+from appo.comparing.methods import variant_of, variants_of
 from appo.comparing.plots import learning_curves
 from appo.comparing.summaries import Cells, paired_seeds, share, summary
 from appo.comparing.tables import markdown
+from appo.demo import prompts_a_step
 from appo.lines import RecordError
+from appo.models import fingerprint
 from appo.records import as_json, describe_run
-from appo.spotlight import generate, load_annotations
+from appo.spotlight import generate, load_annotations, policy_path
 from appo.spotlight.dataset import HELD_OUT_SEED
 from appo.spotlight.world import LEVELS
 from appo.types import VideoQA
 
-PROMPTS = 16  # of a step, in the demo's settings
 DIGITS = 6  # enough of any number here
 CellName = tuple[str, int]  # method, seed
 
@@ -48,6 +49,8 @@ class Comparison:
         steps: optimiser steps of each cell.
         questions: held-out questions a level, the same for all.
         workers: cells at the same time, each on one core.
+        level: of the world, for the training clips.
+        policy: folder of the policy that all start from.
     """
 
     output: Path
@@ -56,6 +59,8 @@ class Comparison:
     steps: int = 30
     questions: int = 1000
     workers: int = 1
+    level: str = "L1"
+    policy: Path = field(default_factory=policy_path)
 
     @property
     def cells(self) -> list[CellName]:
@@ -65,9 +70,10 @@ class Comparison:
         ]
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, Any]:
         """What all cells of a folder have in common."""
-        return {"steps": self.steps, "questions": self.questions}
+        shared = {"steps": self.steps, "questions": self.questions, "level": self.level}
+        return {**shared, "policy": fingerprint(self.policy)}
 
 
 def compare(comparison: Comparison, console: Console, start: Callable[..., Any] | None = None) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
     Raises:
         ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
     """
-    variants_of(list(comparison.methods))
+    for name in variants_of(list(comparison.methods)):
+        config_of(name, 0, comparison.steps, comparison.output)
     open_folder(comparison)
     pending = [cell for cell in comparison.cells if not _file(comparison, cell).exists()]
     console.print(f"{len(comparison.cells)} cells, {len(pending)} to run", highlight=False)
@@ -99,19 +106,23 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
 
 
 def open_folder(comparison: Comparison) -> None:
-    """Make the folder, or check that it is of the same steps and questions.
+    """Make the folder, or check that it is of the same steps, questions, level and policy.
 
     Raises:
         RecordError: it is not.
+        OSError, ValueError: there is no such policy or level.
     """
+    if comparison.level not in LEVELS:
+        raise ValueError(f"unknown level {comparison.level!r}: choose from {', '.join(LEVELS)}")
+    settings = comparison.settings
     file = comparison.output / "settings.json"
     for part in ("cells", "logs", "clips"):
         (comparison.output / part).mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        _write(file, comparison.settings)
+        _write(file, settings)
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found != comparison.settings:
-        raise RecordError(f"{file}: the folder is of {found}, not {comparison.settings}: choose another --output")
+    if found != settings:
+        raise RecordError(f"{file}: the folder is of {found}, not {settings}: choose another --output")
 
 
 def run_one(comparison: Comparison, name: str) -> None:
@@ -125,11 +136,13 @@ def run_one(comparison: Comparison, name: str) -> None:
         raise ValueError(f"--only {name}: there is no such cell; they are SEED-METHOD, as {next(iter(names))}")
     open_folder(comparison)
     method, seed = names[name]
-    needed = VARIANTS[method].needs
+    needed = variant_of(method).needs
     weight = mean_weight(_read(comparison, (needed, seed))) if needed else 1.0
-    train, held_out = _clips(comparison, seed)
+    clips = comparison.output / "clips"
+    conditions = Conditions(comparison.steps, comparison.policy, _held_out(comparison), clips)
+    rows = _training(comparison, (method, seed))
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=comparison.output) as scratch:
-        cell = run_cell(method, seed, comparison.steps, train, held_out, Path(scratch) / "run", weight)
+        cell = run_cell(method, seed, conditions, rows, Path(scratch) / "run", weight)
     about = describe_run({})
     header = {"method": method, "seed": seed, **comparison.settings, "commit": about["git_commit"],
               "versions": about["versions"]}  # fmt: skip
@@ -142,9 +155,13 @@ def start_process(comparison: Comparison, cell: CellName) -> subprocess.Popen[by
     flags: dict[str, Any] = {
         "methods": ",".join(comparison.methods),
         "seeds": comparison.seeds,
+        "steps": comparison.steps,
+        "questions": comparison.questions,
+        "level": comparison.level,
+        "policy": comparison.policy,
         "output": comparison.output,
+        "only": name,
     }
-    flags |= comparison.settings | {"only": name}
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (comparison.output / "logs" / f"{name}.log").open("wb") as log:
@@ -160,7 +177,8 @@ def _running(comparison: Comparison, pending: list[CellName], start: Callable[..
             ready = [cell for cell in pending if _is_ready(comparison, cell)]
             for cell in ready[: comparison.workers - len(busy)]:
                 pending.remove(cell)
-                _clips(comparison, cell[1])
+                _held_out(comparison)
+                _training(comparison, cell)
                 busy[cell] = start(comparison, cell)
             for cell in [cell for cell, process in busy.items() if process.poll() is not None]:
                 del busy[cell]
@@ -177,15 +195,21 @@ def _running(comparison: Comparison, pending: list[CellName], start: Callable[..
 
 
 def _is_ready(comparison: Comparison, cell: CellName) -> bool:
-    needed = VARIANTS[cell[0]].needs
+    needed = variant_of(cell[0]).needs
     return needed is None or _file(comparison, (needed, cell[1])).exists()
 
 
-def _clips(comparison: Comparison, seed: int) -> tuple[list[VideoQA], dict[str, list[VideoQA]]]:
-    """Training questions of a seed (twice what the sampler needs, for dynamic sampling) and the held-out ones."""
+def _held_out(comparison: Comparison) -> dict[str, list[VideoQA]]:
     clips = comparison.output / "clips"
-    held_out = {level: _made(clips / level, level, comparison.questions, HELD_OUT_SEED) for level in LEVELS}
-    return _made(clips / f"train-{seed}", "L1", 2 * comparison.steps * PROMPTS, seed), held_out
+    return {level: _made(clips / level, level, comparison.questions, HELD_OUT_SEED) for level in LEVELS}
+
+
+def _training(comparison: Comparison, cell: CellName) -> list[VideoQA]:
+    """Questions of a seed: twice what the sampler needs, for dynamic sampling."""
+    method, seed = cell
+    config = config_of(method, seed, comparison.steps, comparison.output)
+    count = 2 * comparison.steps * prompts_a_step(config)
+    return _made(comparison.output / "clips" / f"train-{seed}-{count}", comparison.level, count, seed)
 
 
 def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:

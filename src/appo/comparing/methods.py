@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import yaml
+
 from appo.comparing.controls import Control, decisive_tokens, same_position, shuffled, true_frames
+from appo.config import APPOConfig
 
 OURS: dict[str, Any] = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
 ORACLES = ("oracle-tokens", "oracle-frames")
@@ -60,6 +64,25 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def variant_of(name: str) -> Variant:
+    """One of `VARIANTS`, or one with settings of :class:`appo.APPOConfig` changed: ``appo+frame_tokens=16``.
+
+    Raises:
+        ValueError: there is no such variant, or it has no such setting; one line with the fix.
+    """
+    base, *changes = name.split("+")
+    if base not in VARIANTS:
+        raise ValueError(f"unknown method {base!r}: choose from {', '.join(VARIANTS)}")
+    settings = dict(_setting(name, change) for change in changes)
+    variant = VARIANTS[base]
+    if settings and variant.method == "":
+        raise ValueError(f"method {name}: {base} is not trained and has no settings")
+    if not settings:
+        return variant
+    meaning = ", ".join([base, *(f"{key} {value}" for key, value in settings.items())])
+    return replace(variant, settings={**variant.settings, **settings}, meaning=meaning)
+
+
 def variants_of(names: list[str]) -> list[str]:
     """The names, checked.
 
@@ -67,11 +90,21 @@ def variants_of(names: list[str]) -> list[str]:
         ValueError: one is unknown, given twice, or needs another that is not there; one line with the fix.
     """
     for name in names:
-        if name not in VARIANTS:
-            raise ValueError(f"unknown method {name!r}: choose from {', '.join(VARIANTS)}")
+        needed = variant_of(name).needs
         if names.count(name) > 1:
             raise ValueError(f"method {name} is given twice: name it once")
-        needed = VARIANTS[name].needs
         if needed and needed not in names:
             raise ValueError(f"method {name} needs the mean weight of {needed}: add {needed} to --methods")
     return names
+
+
+def _setting(name: str, change: str) -> tuple[str, Any]:
+    """``key=value`` as a setting; the value is read as YAML reads it, as in a recipe."""
+    key, given, text = change.partition("=")
+    if not given or key not in APPOConfig.__dataclass_fields__:
+        raise ValueError(f"method {name}: {change!r} is no setting=value of APPOConfig")
+    value = yaml.safe_load(text)
+    # YAML 1.1 takes 1e-4 for a word.
+    with contextlib.suppress(TypeError, ValueError):
+        value = float(value) if isinstance(value, str) else value
+    return key, value

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from appo.evaluate import Asking
+from appo.comparing.held_out import HeldOut, sampled
 from appo.groups import ScoredGroup
-from appo.inspection import ask_group
 from appo.perception import crucial_frames, looked_at_frames, response_frame_scores
 from appo.relative import FrameShares, relative_attention, video_shares
 from appo.rewards import score_answer
 from appo.scoring import score_group
-from appo.types import GroupScores, VideoQA
+from appo.types import GroupScores
 
 
 def looked(scores: GroupScores, accuracy_G: torch.Tensor, events: Sequence[int]) -> dict[str, float]:
@@ -64,15 +63,16 @@ def group_perception(group: ScoredGroup) -> dict[str, float]:
 
 @torch.no_grad()
 def perceive(
-    model: Any, processor: Any, questions: Sequence[VideoQA], asking: Asking, settings: Mapping[str, Any]
+    model: Any, processor: Any, asked: HeldOut, responses: int, seed: int, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """What a policy looks at while it answers, however it was trained: the same questions, the same random numbers.
 
     Args:
         model: the policy.
         processor: its processor.
-        questions: each is answered by a group of ``asking.samples`` sampled responses.
-        asking: how.
+        asked: each question is answered by a group of sampled responses.
+        responses: G.
+        seed: of the sampling; the random numbers of whoever calls are left alone.
         settings: ``score_tokens``, ``top_frames``, ``strategy`` and ``threshold`` of the crucial frames.
 
     Returns:
@@ -80,38 +80,34 @@ def perceive(
         relative attention (``recall_raw``, ``recall_relative``), over groups with a winner, with the share of frames
         that are crucial (``crucial_raw``, ``crucial_relative``), which is what chance would recall.
     """
-    groups = []
     with torch.random.fork_rng([]):
-        torch.manual_seed(asking.seed)
-        for question in questions:
-            groups.append(_scored(model, processor, question, asking))
-    shares = FrameShares()
-    shares.update((s.frame_attention_GNF, s.mask_GN) for s, _ in groups if s.frame_attention_GNF is not None)
-    rows = []
-    for question, (scores, accuracy_G) in zip(questions, groups, strict=True):
-        events, attn_GNF = question.metadata["event_frames"], scores.frame_attention_GNF
-        assert attn_GNF is not None
-        row = looked(scores, accuracy_G, events)
-        usual_F = shares.mean(attn_GNF.shape[2])
-        ways = {"raw": attn_GNF, "relative": relative_attention(attn_GNF, scores.mask_GN, usual_F)}
-        for name, way_GNF in ways.items() if bool((accuracy_G >= 0.5).any()) else ():
-            scores_GF = response_frame_scores(way_GNF, scores.mask_GN, settings["score_tokens"])
-            looked_at_GF = looked_at_frames(scores_GF, scores.mask_GN, settings["top_frames"])
-            crucial_F = crucial_frames(looked_at_GF, accuracy_G, settings["threshold"], settings["strategy"])
-            row |= {f"recall_{name}": recall(crucial_F, events), f"crucial_{name}": float(crucial_F.float().mean())}
-        rows.append(row)
+        torch.manual_seed(seed)
+        groups = sampled(model, processor, asked.prompts, responses=responses, temperature=1.0)
+    rows, shares = [], FrameShares()
+    scored = [score_group(model, prompt, ids_G) for prompt, ids_G in zip(asked.prompts, groups, strict=True)]
+    shares.update((s.frame_attention_GNF, s.mask_GN) for s in scored if s.frame_attention_GNF is not None)
+    for question, ids_G, scores in zip(asked.questions, groups, scored, strict=True):
+        texts = processor.batch_decode(ids_G, skip_special_tokens=True)
+        accuracy_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
+        rows.append(_found(scores, accuracy_G, question.metadata["event_frames"], shares, settings))
     return averaged(rows)
 
 
-def _scored(model: Any, processor: Any, question: VideoQA, asking: Asking) -> tuple[GroupScores, torch.Tensor]:
-    asked = ask_group(
-        model,
-        processor,
-        question,
-        asking.sampling,
-        max_new_tokens=asking.max_new_tokens,
-        responses=asking.samples,
-        instruction=asking.instruction,
-    )
-    right = [score_answer(text, question.answer, question.kind, question.options) for text in asked.texts_G]
-    return score_group(model, asked.prompt, asked.ids_G), torch.tensor(right)
+def _found(
+    scores: GroupScores,
+    accuracy_G: torch.Tensor,
+    events: Sequence[int],
+    shares: FrameShares,
+    settings: Mapping[str, Any],
+) -> dict[str, float]:
+    """What `perceive` averages, of one group."""
+    attn_GNF, row = scores.frame_attention_GNF, looked(scores, accuracy_G, events)
+    assert attn_GNF is not None
+    usual_F = shares.mean(attn_GNF.shape[2])
+    ways = {"raw": attn_GNF, "relative": relative_attention(attn_GNF, scores.mask_GN, usual_F)}
+    for name, way_GNF in ways.items() if bool((accuracy_G >= 0.5).any()) else ():
+        scores_GF = response_frame_scores(way_GNF, scores.mask_GN, settings["score_tokens"])
+        looked_at_GF = looked_at_frames(scores_GF, scores.mask_GN, settings["top_frames"])
+        crucial_F = crucial_frames(looked_at_GF, accuracy_G, settings["threshold"], settings["strategy"])
+        row |= {f"recall_{name}": recall(crucial_F, events), f"crucial_{name}": float(crucial_F.float().mean())}
+    return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appo.comparing.methods import VARIANTS
+from appo.comparing.methods import variant_of
 from appo.comparing.summaries import MEASURES
 
 SIDES = ("winners", "losers")
@@ -33,7 +33,7 @@ def _means(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     head = ["method", "reward, last third", "L1", "L2", "L3", "described", "tokens, k", "mean weight", ""]
     rows = [
         [name, *(_percent(own[measure]) for measure in MEASURES), _number(own["tokens"], 1e-3, 0),
-         _number(own["mean_weight"], 1, 2), VARIANTS[name].meaning]
+         _number(own["mean_weight"], 1, 2), variant_of(name).meaning]
         for name, own in means.items()
     ]  # fmt: skip
     return ["Means over these seeds, in per cent:", "", *table(head, rows)]
