@@ -112,7 +112,8 @@ def decode(file: str, wanted: Sequence[int], timeline: Timeline) -> tuple[npt.ND
     places, seen = set(wanted), 0
     kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
     with _open(file) as (container, stream):
-        stream.thread_type = "AUTO"
+        # Not AUTO: threads over frames hand a frame out before its damage is known, and it passes for a sound one.
+        stream.thread_type = "SLICE"
         for number, frame in enumerate(container.decode(stream)):
             seen = number + 1
             if frame.is_corrupt:
