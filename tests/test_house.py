@@ -51,8 +51,12 @@ ROOMS = [
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
     "appo.training", "appo.replaying", "appo.demo",
     "appo.comparing", "appo.comparing.descriptions", "appo.comparing.controls", "appo.comparing.methods",
-    "appo.comparing.held_out", "appo.comparing.perceiving", "appo.comparing.cells", "appo.comparing.summaries", "appo.comparing.tables",
-    "appo.comparing.plots", "appo.comparing.compare", "appo.comparing.command",
+    "appo.comparing.held_out", "appo.comparing.perceiving", "appo.comparing.cells", "appo.comparing.summaries",
+    "appo.comparing.tables", "appo.comparing.plots", "appo.comparing.compare", "appo.comparing.command",
+    "appo.studying", "appo.studying.words", "appo.studying.scenes", "appo.studying.rules", "appo.studying.members",
+    "appo.studying.folder", "appo.studying.describing", "appo.studying.text_models", "appo.studying.endpoints",
+    "appo.studying.settings", "appo.studying.answering", "appo.studying.gains", "appo.studying.summary",
+    "appo.studying.pages", "appo.studying.study", "appo.studying.command",
     "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
 ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from appo import spotlighting
 from appo.comparing.command import add_compare_flags, run_compare
 from appo.planning import add_flags, plan_of, shown
+from appo.studying.command import STUDY_EXAMPLE, add_study_flags, run_study
 
 if TYPE_CHECKING:
     from appo.caching import Keeping
@@ -38,6 +39,7 @@ EXAMPLES = {
         "Each method with each seed is trained on the embedded world and evaluated: one cell, one process. The\n"
         "same command goes on with what an interrupted one left. Methods and what is measured: docs/results.md."
     ),
+    "study": STUDY_EXAMPLE,
     "plan": (
         "example:\n  appo plan --model qwen2.5-vl-7b --gpus 8 --sharding zero3\n"
         "  appo plan --model qwen2.5-vl-3b --gpus 1 --gpu-memory 24 --dtype bf16 --lora-r 64\n"
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"unknown argument {rest[0]}; `appo {command} --help` lists what there is")
         commands = {
             "demo": _demo, "eval": _eval, "data": _check, "plan": _plan, "compare": run_compare,
-            "spotlight": _spotlight, "replay": _replay,
+            "spotlight": _spotlight, "replay": _replay, "study": run_study,
         }  # fmt: skip
         return commands[arguments.command](arguments)
     except KeyboardInterrupt as stop:
@@ -126,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(described(plan, "plan"))
     purpose = "train several methods with several seeds and put them side by side"
     add_compare_flags(described(commands.add_parser("compare", help=purpose, allow_abbrev=False), "compare"))
+    purpose = "perceivers describe, reasoners answer from the description: which of the two moves the score"
+    add_study_flags(described(commands.add_parser("study", help=purpose, allow_abbrev=False), "study"))
     purpose = "a page that shows where the winners looked"
     page = described(commands.add_parser("spotlight", help=purpose, allow_abbrev=False), "spotlight")
     spotlighting.add_flags(page)
