@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appo.comparing.methods import VARIANTS, variants_of
+from appo.comparing.ablations import DRAWN, ablation_curves, ablations
+from appo.comparing.methods import VARIANTS, variant_of, variants_of
 from appo.comparing.plots import PANELS, WINDOW, learning_curves, mean_curve
 from appo.comparing.summaries import MEASURES, difference, paired_seeds, summary
 from appo.comparing.tables import markdown
 
-SETTINGS = {"steps": 4, "questions": 8}
+SETTINGS = {"steps": 4, "questions": 8, "level": "L1"}
 
 
 def cell(accuracies: list[float], right: dict[str, str], weight: float | None = None) -> dict[str, Any]:
@@ -58,11 +59,11 @@ def test_only_seeds_that_all_methods_have_finished_are_compared() -> None:
 
 def test_means_and_paired_differences_by_hand() -> None:
     found = summary(CELLS, METHODS)
-    assert found["seeds"] == [0, 1]
+    assert found["seeds"] == {"dapo": [0, 1, 2], "appo": [0, 1], "oracle-tokens": [0, 1]}
     means = found["means"]
-    assert means["dapo"]["reward"] == pytest.approx((0.65 + 0.5) / 2), "the last two of six steps"
+    assert means["dapo"]["reward"] == pytest.approx((0.65 + 0.5 + 0.9) / 3), "the last two of six steps"
     assert means["appo"]["reward"] == pytest.approx((0.75 + 0.7) / 2)
-    assert means["dapo"]["L2"] == pytest.approx(3.5 / 8)
+    assert means["dapo"]["L2"] == pytest.approx(5 / 8)
     assert means["start"]["L1"] == pytest.approx(2 / 8)
     assert means["start"]["reward"] is None
     assert means["appo"]["described"] == pytest.approx(0.5)
@@ -86,10 +87,11 @@ def test_an_oracle_without_a_sure_gain_recovers_nothing_and_one_seed_has_no_inte
     one = difference(CELLS, "appo", "dapo", "L1", [0])
     assert (one["mean"], one["low"], one["high"], one["p"]) == (pytest.approx(1 / 8), None, None, None)
     unscored = {**CELLS, ("sft", 0): cell([], answers(4)), ("sft", 1): cell([], answers(4))}
+    assert summary(unscored, METHODS)["differences"]["dapo"].keys() == {"appo", "oracle-tokens"}
     found = difference(unscored, "sft", "dapo", "reward", [0, 1])
     assert (found["low"], found["high"], found["p"]) == (None, None, None), "it samples nothing while it trains"
-    assert "| sft | - |" in markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
-    assert summary({}, METHODS) == {"seeds": [], "means": {}, "differences": {}, "recovered": {}}
+    assert "| sft | 2 | - |" in markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
+    assert summary({}, METHODS) == {"seeds": {}, "means": {}, "differences": {}, "recovered": {}}
 
 
 def test_intervals_cover_the_true_difference_about_as_often_as_they_say() -> None:
@@ -107,17 +109,17 @@ def test_intervals_cover_the_true_difference_about_as_often_as_they_say() -> Non
 
 def test_the_page_says_what_the_cells_say() -> None:
     page = markdown(summary(CELLS, METHODS), SETTINGS, ["2-appo", "2-oracle-tokens"])
-    assert "seeds finished by all methods: 0, 1 (2)" in page
+    assert page.startswith("4 steps at the demo's settings on clips of level L1, 8 held-out questions a level.")
     assert "Not finished: 2-appo, 2-oracle-tokens." in page
     rows = [
         [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
     by_name = [row for row in rows if row[0] == "appo"]
-    assert by_name[0][1:8] == ["72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
-    assert by_name[1][1:3] == ["+15.0 (+10.0, +20.0) p 0.5", "+18.8 (+12.5, +25.0) p 0.5"]
+    assert by_name[0][1:9] == ["2", "72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
+    assert by_name[1][1:4] == ["2", "+15.0 (+10.0, +20.0) p 0.5", "+18.8 (+12.5, +25.0) p 0.5"]
     assert by_name[2][1] == "43"
     assert by_name[3][1:] == ["50.0 (25.0)", "90.0 (50.0)", "-", "30.0", "-"]
-    assert "none yet (0)" in markdown(summary({}, METHODS), SETTINGS, [])
+    assert "|" not in markdown(summary({}, METHODS), SETTINGS, [])
 
 
 def test_curves_are_moving_means_over_seeds() -> None:
@@ -129,7 +131,7 @@ def test_curves_are_moving_means_over_seeds() -> None:
 
 
 def test_the_picture_is_well_formed_and_has_a_line_for_every_method_in_every_panel() -> None:
-    svg = learning_curves(CELLS, METHODS, [0, 1])
+    svg = learning_curves(CELLS, METHODS)
     root = ET.fromstring(svg)
     lines = root.findall(".//{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == len(PANELS) * 3
@@ -138,7 +140,44 @@ def test_the_picture_is_well_formed_and_has_a_line_for_every_method_in_every_pan
         assert len(points) == 6
         assert all(0 <= x <= 420 and 0 <= y <= 260 for x, y in points)
     flat = {key: cell([0.5], answers(4)) for key in CELLS}
-    ET.fromstring(learning_curves(flat, METHODS, [0, 1]))
+    ET.fromstring(learning_curves(flat, METHODS))
+
+
+def usual(method: str, setting: str) -> Any:
+    return variant_of(method).settings.get(setting, {"frame_tokens": 8, "strategy": "soft"}.get(setting))
+
+
+def test_ablations_are_methods_that_differ_in_one_setting() -> None:
+    names = [
+        "dapo", "appo+frame_tokens=16", "appo", "appo-hard", "appo+frame_tokens=4", "appo-shuffled", "raw-base",
+        "appo-relative", "appo-relative+frame_tokens=4+strategy=hard", "appo+frame_tokens=4+strategy=hard",
+    ]  # fmt: skip
+    found = {(one.base, one.setting): one.points for one in ablations(names, usual)}
+    assert found["appo", "frame_tokens"] == ((4, "appo+frame_tokens=4"), (8, "appo"), (16, "appo+frame_tokens=16"))
+    assert found["appo", "strategy"] == (("hard", "appo-hard"), ("soft", "appo"))
+    assert len(found["appo-relative", "frame_attention"]) == 2
+    assert {"dapo", "appo-shuffled"}.isdisjoint(base for base, _ in found)
+    assert ablations(["dapo", "appo", "appo-relative"], usual) == []
+
+
+def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
+    cells = {**CELLS, **{("appo+frame_tokens=4", seed): CELLS["oracle-tokens", seed] for seed in (0, 1)}}
+    names = [*METHODS, "appo+frame_tokens=4"]
+    to_dapo = summary(cells, names)["differences"]["dapo"]
+    root = ET.fromstring(ablation_curves(ablations(names, usual), to_dapo))
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        for line in root.iter("{http://www.w3.org/2000/svg}polyline")
+    ]
+    assert len(lines) == len(DRAWN)
+    assert all(len(line) == 2 for line in lines)
+    # Heights are linear in the differences: 50, 25 points (L1 of oracle and appo), 35 and 15 (reward).
+    (reward_4, reward_8), (right_4, right_8) = ([y for _, y in line] for line in lines[:2])
+    one_point = (right_8 - right_4) / (50 - 18.75)
+    assert one_point > 0
+    assert (reward_8 - reward_4) / one_point == pytest.approx(35 - 15, abs=0.2)
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"4", "8", "appo: frame_tokens, points over dapo"} <= set(words)
 
 
 def test_methods_are_checked_by_name() -> None:

@@ -15,15 +15,17 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from appo.comparing.ablations import ablation_curves, ablations
 from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell
 from appo.comparing.methods import variant_of, variants_of
 from appo.comparing.plots import learning_curves
-from appo.comparing.summaries import Cells, paired_seeds, share, summary
+from appo.comparing.summaries import Cells, share, summary
 from appo.comparing.tables import markdown
 from appo.demo import prompts_a_step
 from appo.lines import RecordError
@@ -232,9 +234,16 @@ def _report(comparison: Comparison) -> dict[str, Any]:
     result = summary(cells, comparison.methods)
     _write(comparison.output / "summary.json", {**comparison.settings, **result, "unfinished": unfinished})
     _replace(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
-    if seeds := paired_seeds(cells, comparison.methods):
-        _replace(comparison.output / "curves.svg", learning_curves(cells, comparison.methods, seeds))
+    if result["seeds"]:
+        _replace(comparison.output / "curves.svg", learning_curves(cells, comparison.methods))
+    if found := ablations(comparison.methods, partial(_setting_of, comparison)):
+        curves = ablation_curves(found, result["differences"].get("dapo", {}))
+        _replace(comparison.output / "ablations.svg", curves)
     return result
+
+
+def _setting_of(comparison: Comparison, method: str, setting: str) -> Any:
+    return getattr(config_of(method, 0, comparison.steps, comparison.output), setting)
 
 
 def _line(comparison: Comparison, cell: CellName) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from appo.comparing.summaries import Cells
+from appo.comparing.summaries import Cells, paired_seeds
 
 WIDTH, HEIGHT, LEFT, TOP = 420, 260, 48, 30
 WINDOW = 5  # steps of the moving mean
@@ -21,21 +21,19 @@ PANELS = (  # title, name of x, name of y
 Points = list[tuple[float, float]]
 
 
-def learning_curves(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """An SVG of all `PANELS`: means over the seeds at each step, y as a moving mean."""
-    trained, panels = [method for method in methods if method != "start"], []
+def learning_curves(cells: Cells, methods: Sequence[str]) -> str:
+    """An SVG of all `PANELS`: means over each method's finished seeds at each step, y as a moving mean."""
+    seeds = {method: paired_seeds(cells, [method]) for method in methods if method != "start"}
+    trained, panels = [method for method, own in seeds.items() if own], []
     for index, (title, x, y) in enumerate(PANELS):
-        curves = {m: mean_curve([cells[m, seed]["curve"] for seed in seeds], x, y) for m in trained}
+        curves = {m: mean_curve([cells[m, seed]["curve"] for seed in seeds[m]], x, y) for m in trained}
         place = (index % 2) * WIDTH, (index // 2) * HEIGHT
         panels.append(_panel(title, curves, place))
     rows = -(-(len(PANELS) + 1) // 2)
     legend = _legend(trained, (WIDTH, (rows - 1) * HEIGHT))
-    note = f"means over {len(seeds)} seeds, moving mean of {WINDOW} steps"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {rows * HEIGHT + 20}" '
-        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
-        f'{"".join(panels)}{legend}<text x="8" y="{rows * HEIGHT + 12}">{note}</text></svg>\n'
-    )
+    counts = sorted({len(seeds[method]) for method in trained})
+    note = f"means over {' to '.join(map(str, counts))} seeds, moving mean of {WINDOW} steps"
+    return page(rows * HEIGHT + 20, [*panels, legend, text(8, rows * HEIGHT + 12, note)])
 
 
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], x: str, y: str) -> Points:
@@ -59,13 +57,13 @@ def _panel(title: str, curves: Mapping[str, Points], place: tuple[float, float])
         return f"{LEFT + width * (point[0] - x0) / (x1 - x0):.1f},{TOP + height * (y1 - point[1]) / (y1 - y0):.1f}"
 
     lines = [
-        f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{" ".join(map(at, curve))}"/>'
+        f'<polyline fill="none" stroke="{colour(i)}" stroke-width="1.6" points="{" ".join(map(at, curve))}"/>'
         for i, curve in enumerate(curves.values())
     ]
     ends = [
-        _text(LEFT, TOP + height + 14, f"{x0:.4g}"), _text(LEFT + width, TOP + height + 14, f"{x1:.4g}", "end"),
-        _text(LEFT - 4, TOP + height, f"{y0:.3g}", "end"), _text(LEFT - 4, TOP + 8, f"{y1:.3g}", "end"),
-        _text(LEFT, TOP - 10, title),
+        text(LEFT, TOP + height + 14, f"{x0:.4g}"), text(LEFT + width, TOP + height + 14, f"{x1:.4g}", "end"),
+        text(LEFT - 4, TOP + height, f"{y0:.3g}", "end"), text(LEFT - 4, TOP + 8, f"{y1:.3g}", "end"),
+        text(LEFT, TOP - 10, title),
     ]  # fmt: skip
     frame = f'<rect x="{LEFT}" y="{TOP}" width="{width}" height="{height}" fill="none" stroke="#bbbbbb"/>'
     return f'<g transform="translate({place[0]},{place[1]})">{frame}{"".join(lines)}{"".join(ends)}</g>'
@@ -73,14 +71,24 @@ def _panel(title: str, curves: Mapping[str, Points], place: tuple[float, float])
 
 def _legend(methods: Sequence[str], place: tuple[float, float]) -> str:
     entries = [
-        f'<rect x="{LEFT}" y="{TOP + 16 * i}" width="18" height="3" fill="{_colour(i)}"/>'
-        + _text(LEFT + 26, TOP + 5 + 16 * i, name)
+        f'<rect x="{LEFT}" y="{TOP + 16 * i}" width="18" height="3" fill="{colour(i)}"/>'
+        + text(LEFT + 26, TOP + 5 + 16 * i, name)
         for i, name in enumerate(methods)
     ]
     return f'<g transform="translate({place[0]},{place[1]})">{"".join(entries)}</g>'
 
 
-def _text(x: float, y: float, words: Any, anchor: str = "start") -> str:
+def page(height: float, parts: Sequence[str]) -> str:
+    """A white SVG page two panels wide."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def text(x: float, y: float, words: Any, anchor: str = "start") -> str:
+    """Words at a place, escaped."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(str(words))}</text>'
 
 
@@ -89,5 +97,6 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """Of the i-th line."""
     return COLOURS[index % len(COLOURS)]

@@ -69,31 +69,32 @@ def difference(cells: Cells, method: str, baseline: str, measure: str, seeds: Se
 
 
 def summary(cells: Cells, methods: Sequence[str]) -> dict[str, Any]:
-    """Everything the table shows, over the seeds that all methods have finished.
+    """Everything the table shows. A pair of methods is compared over all seeds that both have finished.
 
     Returns:
-        ``seeds``; ``means``: method -> measure -> mean over seeds, and tokens generated, mean weight and perception;
-        ``differences``: baseline -> method -> measure -> :func:`difference`; ``recovered``: oracle -> method -> measure
-        -> share of the oracle's gain over DAPO, only where the oracle's gain has an interval above 0.
+        ``seeds``: method -> its finished seeds; ``means``: method -> measure -> mean over them, and tokens generated,
+        mean weight and perception; ``differences``: baseline -> method -> measure -> :func:`difference`;
+        ``recovered``: oracle -> method -> measure -> share of the oracle's gain over DAPO, over the seeds of all three,
+        only where the oracle's gain has an interval above 0.
     """
-    seeds = paired_seeds(cells, methods)
-    trained = [method for method in methods if method != "start"]
-    if not seeds:
-        return {"seeds": [], "means": {}, "differences": {}, "recovered": {}}
-    means = {name: _means([cells[name, seed] for seed in seeds]) for name in trained}
-    if ("start", 0) in cells:
+    seeds = {name: paired_seeds(cells, [name]) for name in methods if name != "start"}
+    seeds = {name: own for name, own in seeds.items() if own}
+    means = {name: _means([cells[name, seed] for seed in own]) for name, own in seeds.items()}
+    if ("start", 0) in cells and "start" in methods:
         means = {"start": _means([cells["start", 0]]), **means}
     differences = {
         baseline: {
-            name: {measure: difference(cells, name, baseline, measure, seeds) for measure in MEASURES}
-            for name in trained
-            if name != baseline
+            name: {measure: difference(cells, name, baseline, measure, both) for measure in MEASURES}
+            for name in seeds
+            if name != baseline and (both := paired_seeds(cells, [name, baseline]))
         }
         for baseline in BASELINES
-        if baseline in trained
+        if baseline in seeds
     }
     recovered = {
-        oracle: _recovered(differences["dapo"], oracle) for oracle in ORACLES if oracle in differences.get("dapo", ())
+        oracle: _recovered(cells, [name for name in seeds if name not in ("dapo", oracle)], oracle)
+        for oracle in ORACLES
+        if oracle in seeds and "dapo" in seeds
     }
     return {"seeds": seeds, "means": means, "differences": differences, "recovered": recovered}
 
@@ -115,11 +116,12 @@ def _mean_or_none(values: Sequence[float]) -> float | None:
     return None if mean != mean else mean
 
 
-def _recovered(to_dapo: Mapping[str, Any], oracle: str) -> dict[str, dict[str, float]]:
+def _recovered(cells: Cells, methods: Sequence[str], oracle: str) -> dict[str, dict[str, float]]:
     shares: dict[str, dict[str, float]] = {}
-    for name, measures in to_dapo.items():
-        for measure, own in measures.items():
-            best = to_dapo[oracle][measure]
-            if name != oracle and best["low"] is not None and best["low"] > 0:
+    for name in methods:
+        seeds = paired_seeds(cells, [name, oracle, "dapo"])
+        for measure in MEASURES if seeds else ():
+            own, best = (difference(cells, one, "dapo", measure, seeds) for one in (name, oracle))
+            if best["low"] is not None and best["low"] > 0:
                 shares.setdefault(name, {})[measure] = own["mean"] / best["mean"]
     return shares

@@ -13,35 +13,41 @@ SIDES = ("winners", "losers")
 
 def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished: Sequence[str]) -> str:
     """The page of a comparison: what was run, means, paired differences, perception, what is not finished."""
-    seeds = summary["seeds"]
     lines = [
-        f"{settings['steps']} steps of 16 prompts x 8 responses, {settings['questions']} held-out questions a level; "
-        f"seeds finished by all methods: {', '.join(map(str, seeds)) or 'none yet'} ({len(seeds)}).",
+        f"{settings['steps']} steps at the demo's settings on clips of level {settings['level']}, "
+        f"{settings['questions']} held-out questions a level.",
         "",
     ]
-    if seeds:
-        lines += [*_means(summary["means"]), ""]
+    if summary["seeds"]:
+        lines += [*_means(summary), ""]
         for baseline, rows in summary["differences"].items():
-            lines += [*_differences(baseline, rows), ""]
+            lines += [*_differences(baseline, rows), ""] if rows else []
         lines += [*_recovered(summary["recovered"]), *_perception(summary["means"]), ""]
     if unfinished:
         lines += [f"Not finished: {', '.join(unfinished)}.", ""]
     return "\n".join(lines)
 
 
-def _means(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    head = ["method", "reward, last third", "L1", "L2", "L3", "described", "tokens, k", "mean weight", ""]
+def _means(summary: Mapping[str, Any]) -> list[str]:
+    head = ["method", "seeds", "reward, last third", "L1", "L2", "L3", "described", "tokens, k", "mean weight", ""]
     rows = [
-        [name, *(_percent(own[measure]) for measure in MEASURES), _number(own["tokens"], 1e-3, 0),
-         _number(own["mean_weight"], 1, 2), variant_of(name).meaning]
-        for name, own in means.items()
+        [name, str(len(summary["seeds"].get(name, [0]))), *(_percent(own[measure]) for measure in MEASURES),
+         _number(own["tokens"], 1e-3, 0), _number(own["mean_weight"], 1, 2), variant_of(name).meaning]
+        for name, own in summary["means"].items()
     ]  # fmt: skip
-    return ["Means over these seeds, in per cent:", "", *table(head, rows)]
+    return ["Means over seeds, in per cent:", "", *table(head, rows)]
 
 
 def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    head = [f"minus {baseline}", *(measure if measure != "reward" else "reward, last third" for measure in MEASURES)]
-    body = [[name, *(_interval(own[measure]) for measure in MEASURES)] for name, own in rows.items()]
+    head = [
+        f"minus {baseline}",
+        "seeds",
+        *(measure if measure != "reward" else "reward, last third" for measure in MEASURES),
+    ]
+    body = [
+        [name, str(len(own["L1"]["each"])), *(_interval(own[measure]) for measure in MEASURES)]
+        for name, own in rows.items()
+    ]
     title = (
         f"Paired difference to {baseline} in points, mean over seeds (95 % bootstrap interval), p by flipping signs:"
     )
