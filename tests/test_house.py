@@ -57,7 +57,7 @@ ROOMS = [
     "appo.studying", "appo.studying.words", "appo.studying.scenes", "appo.studying.rules", "appo.studying.members",
     "appo.studying.folder", "appo.studying.describing", "appo.studying.text_models", "appo.studying.endpoints",
     "appo.studying.settings", "appo.studying.answering", "appo.studying.gains", "appo.studying.summary",
-    "appo.studying.pages", "appo.studying.study", "appo.studying.command",
+    "appo.studying.pages", "appo.studying.study", "appo.studying.command", "appo.studying.tiny_reasoner",
     "appo.architecture", "appo.memory", "appo.phases", "appo.planning", "appo.cli",
 ]  # fmt: skip
 
