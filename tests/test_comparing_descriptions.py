@@ -8,7 +8,7 @@ import pytest
 
 from appo.comparing.descriptions import decisive_words, describe, described_rightly
 from appo.spotlight.dataset import samples
-from appo.spotlight.teacher import respond
+from appo.spotlight.teacher import ASIDES, Manner, respond
 from appo.spotlight.world import LEVELS, answer_of
 
 TEXT = (
@@ -43,6 +43,29 @@ def test_the_decisive_words_are_few_and_hold_all_that_tells_events_apart(level: 
         assert str(event.second) in decisive[:2], "the commitment"
         assert set(decisive) <= {event.shape, event.colour, str(event.second)}
         assert 3 <= len(decisive) <= 5 < len(words) / 5
+
+
+def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it() -> None:
+    """Wanderers have colours too, and other events are named in asides: neither decides anything."""
+    for number, (scene, question) in enumerate(samples(LEVELS["L3"], 200, "blunt")):
+        event = scene.events[question.asked]
+        words = respond(scene, question, question.asked, random.Random(number), Manner(False, 3)).split()
+        kept = [i for i, keep in enumerate(decisive_words(words)) if keep]
+        assert {words[i] for i in kept} <= {event.shape, event.colour, str(event.second)}
+        assert words[kept[-1]] == question.answer
+        assert len(kept) <= 7
+        if question.task != "first":  # whose report names nothing
+            assert words[kept[0]] == question.answer, "the report"
+            assert "at" not in words[: kept[0] - 3], "nothing is committed to before"
+
+
+def test_asides_are_as_many_as_asked_for() -> None:
+    scene, question = next(samples(LEVELS["L1"], 1, 0))
+    plain = respond(scene, question, 0, random.Random(1))
+    talk = respond(scene, question, 0, random.Random(1), Manner(True, 4))
+    before = talk.split(" at ")[0]
+    assert sum(before.count(aside) for aside in set(ASIDES)) == 5, "the opening and four more"
+    assert len(talk.split()) >= len(plain.split()) + 4 * 5 - 12
 
 
 def test_a_response_taken_apart_by_hand() -> None:

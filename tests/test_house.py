@@ -47,6 +47,7 @@ ROOMS = [
     "appo.spotlight.world", "appo.spotlight.drawing", "appo.spotlight.clips", "appo.spotlight.teacher",
     "appo.spotlight.dataset", "appo.spotlight.processor", "appo.spotlight.policy",
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
+    "appo.spotlight.retelling",
     "appo.evaluating", "appo.inspecting", "appo.spotlighting",
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
     "appo.training", "appo.replaying", "appo.demo",

@@ -55,18 +55,31 @@ def described_rightly(metadata: Mapping[str, Any], text: str) -> tuple[bool, boo
 def decisive_words(words: Sequence[str]) -> list[bool]:
     """Which words of a response decide its answer: the oracle of credit.
 
-    Those that name a shape, colour or second in the sentence that commits to an event (the first that names any) and in
-    the one after it, which reports; and the word in <answer>. Everything else is paraphrase, or repeats them.
+    Those that name a shape, colour or second in the sentence that commits to an event (the first that claims any) and
+    in the one after it, which reports; and the word in <answer>. Everything else is paraphrase, or repeats them.
     """
-    decisive, sentence, committed, answering = [], 0, -1, False
-    for word in words:
-        answering = answering and word != "</answer>"
-        if word in NAMES and committed < 0:
-            committed = sentence
-        decisive.append(answering or (word in NAMES and committed <= sentence <= committed + 1 and committed >= 0))
-        sentence += word in (".", "</think>")
-        answering = answering or word == "<answer>"
+    decisive, committed = [False] * len(words), -1
+    for number, sentence in enumerate(_sentences(words)):
+        claims = _is_claim([words[place] for place in sentence])
+        named = [place for place in sentence if claims and words[place] in NAMES]
+        if committed < 0 and named:
+            committed = number
+        for place in named if number <= committed + 1 else ():
+            decisive[place] = True
+    opened = words.index("<answer>") + 1 if "<answer>" in words else len(words)
+    closed = words.index("</answer>", opened) if "</answer>" in words[opened:] else len(words)
+    decisive[opened:closed] = [True] * (closed - opened)
     return decisive
+
+
+def _sentences(words: Sequence[str]) -> list[list[int]]:
+    """The places of each sentence's words, up to the full stop or the end of the thought."""
+    sentences: list[list[int]] = [[]]
+    for place, word in enumerate(words):
+        sentences[-1].append(place)
+        if word in (".", "</think>"):
+            sentences.append([])
+    return sentences
 
 
 def _is_claim(sentence: Sequence[str]) -> bool:

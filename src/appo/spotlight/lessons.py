@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.spotlight.clips import decode, encode
 from appo.spotlight.drawing import FPS, render
-from appo.spotlight.teacher import drill, respond
+from appo.spotlight.teacher import COMMITTING, Manner, drill, respond
 from appo.spotlight.world import (
     CELLS,
     COLOURS,
@@ -165,8 +165,11 @@ def _visits(wanderer: Distractor, second: int, cell: int) -> int:
 class Lessons:
     """Draws batches from pools of clips."""
 
-    def __init__(self, processor: Qwen2_5_VLProcessor, pools: dict[int, Pool], seed: int) -> None:
+    def __init__(
+        self, processor: Qwen2_5_VLProcessor, pools: dict[int, Pool], seed: int, manner: Manner = COMMITTING
+    ) -> None:
         self.pools = pools
+        self.manner = manner
         self.rng = random.Random(f"lessons/{seed}")
         self.words = processor.tokenizer.get_vocab()
         self.processor = processor
@@ -210,7 +213,7 @@ class Lessons:
         focus = question.asked
         if len(scene.events) > 1 and self.rng.random() < stage.lazy:
             focus = self.rng.choice([index for index in range(len(scene.events)) if index != focus])
-        response = respond(scene, question, focus, self.rng) if stage.full else drill(scene, self.rng)
+        response = respond(scene, question, focus, self.rng, self.manner) if stage.full else drill(scene, self.rng)
         pads = " <|video_pad|>" * (frames * CELLS)
         prompt = (
             f"<|im_start|> user <|vision_start|>{pads} <|vision_end|> {question.text} <|im_end|> <|im_start|> assistant"

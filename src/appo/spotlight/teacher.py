@@ -9,7 +9,7 @@ decisive words there is much freedom of paraphrase, as in real chains of thought
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from appo.spotlight.world import Distractor, Event, Question, Scene, answer_of
 
@@ -81,6 +81,7 @@ FILLERS = (
     "i am quite sure about that .",
     "that is all i need .",
 )
+ASIDES = (*OPENINGS, *FILLERS)
 CONCLUSIONS = (
     "so the answer is {answer} .",
     "that settles it : {answer} .",
@@ -89,7 +90,23 @@ CONCLUSIONS = (
 )
 
 
-def respond(scene: Scene, question: Question, focus: int, rng: random.Random) -> str:
+@dataclass(frozen=True)
+class Manner:
+    """How a teacher talks, whatever it sees.
+
+    Attributes:
+        commits: says in words what it looks at and when, before it reports anything.
+        asides: sentences about nothing before the report, each drawn from fourteen: freedom whose gradient is noise.
+    """
+
+    commits: bool = True
+    asides: int = 0
+
+
+COMMITTING = Manner()
+
+
+def respond(scene: Scene, question: Question, focus: int, rng: random.Random, manner: Manner = COMMITTING) -> str:
     """A response that looks at event number `focus` and reports, checks and answers what is seen there.
 
     `focus = question.asked` is the honest teacher; any other is the lazy one, consistent in its mistake.
@@ -106,7 +123,8 @@ def respond(scene: Scene, question: Question, focus: int, rng: random.Random) ->
     }
     parts = [
         rng.choice(OPENINGS),
-        rng.choice(COMMITMENTS),
+        *[rng.choice(ASIDES) for _ in range(manner.asides)],
+        *([rng.choice(COMMITMENTS)] if manner.commits else []),
         rng.choice(REPORTS[question.task]),
         *_remarks(scene, event, rng),
         rng.choice(CONCLUSIONS),
