@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appo.comparing.controls import World, decisive_tokens, same_position, shuffled, true_frames
+from appo.comparing.controls import World, decisive_tokens, random_frames, same_position, shuffled, true_frames
 from appo.comparing.perceiving import averaged, group_perception
 from appo.groups import Sample, ScoredGroup
 from appo.types import GroupScores
@@ -112,6 +112,31 @@ def test_true_frames_are_the_method_where_it_finds_them_itself(seed: int, kind: 
     torch.testing.assert_close(oracle.weights_GN, group.weights.weights_GN)
     assert torch.equal(oracle.chosen_GN, group.weights.chosen_GN)
     assert torch.equal(oracle.crucial_F, group.weights.crucial_F)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, kinds)
+def test_random_frames_are_as_many_and_weighted_as_if_they_were_true(seed: int, kind: str) -> None:
+    case = random_case(np.random.default_rng(seed), kind)
+    group, world = made(case, [0], base=0.2)
+    drawn = random_frames(group, world)
+    frames = drawn.crucial_F.nonzero()[:, 0].tolist()
+    assert len(frames) == int(group.weights.crucial_F.sum())
+    if frames:
+        same, world = made(case, frames, base=0.2)
+        torch.testing.assert_close(drawn.weights_GN, true_frames(same, world).weights_GN)
+
+
+def test_every_frame_is_drawn_equally_often() -> None:
+    case = random_case(np.random.default_rng(7))
+    group, world = made(case, [0])
+    F = case.attn_GNF.shape[2]
+    one_F = torch.arange(F) == 0
+    group = replace(group, weights=replace(group.weights, crucial_F=one_F))
+    drawn = torch.stack([random_frames(group, world).crucial_F for _ in range(100 * F)]).sum(dim=0)
+    assert drawn.sum() == 100 * F
+    assert drawn.min() > 60
+    assert drawn.max() < 150
 
 
 def test_true_frames_are_those_of_the_row() -> None:

@@ -67,6 +67,17 @@ def true_frames(group: ScoredGroup, world: World) -> PerceptionWeights:
     scores, weights = _parts(group)
     crucial_F = torch.zeros_like(weights.crucial_F)
     crucial_F[torch.tensor(group.samples[0].row["event_frames"], device=crucial_F.device)] = True
+    return _with_frames(crucial_F, scores, weights, world)
+
+
+def random_frames(group: ScoredGroup, world: World) -> PerceptionWeights:
+    """Steps 5-8 with as many frames as the method found crucial, drawn at random: the same attention, other frames."""
+    scores, weights = _parts(group)
+    order_F = torch.randperm(len(weights.crucial_F), generator=world.generator).to(weights.crucial_F.device)
+    return _with_frames(weights.crucial_F[order_F], scores, weights, world)
+
+
+def _with_frames(crucial_F: Tensor, scores: GroupScores, weights: PerceptionWeights, world: World) -> PerceptionWeights:
     settings = world.weigher.settings
     attn_GNF = world.weigher.attention(scores).frame_attention_GNF
     assert attn_GNF is not None

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from appo.comparing.controls import Control, decisive_tokens, same_position, shuffled, true_frames
+from appo.comparing.controls import Control, decisive_tokens, random_frames, same_position, shuffled, true_frames
 from appo.config import APPOConfig
 
 OURS: dict[str, Any] = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
+RAW_BASE = OURS | {"frame_attention": "raw"}
 ORACLES = ("oracle-tokens", "oracle-frames")
 
 
@@ -49,9 +50,15 @@ VARIANTS: dict[str, Variant] = {
     "relative-only": Variant("appo", "APPO with relative attention, weights 1 to 1.7", {"frame_attention": "relative"}),
     "relative-one": Variant("appo", "the same with a mean of one", OURS | {"base_weight": 1.0}),
     "relative-base": Variant("appo", "relative attention, base weight 0.2", OURS | {"normalize_weights": False}),
-    "raw-base": Variant("appo", "raw attention, base weight 0.2, mean one", OURS | {"frame_attention": "raw"}),
+    "raw-base": Variant("appo", "raw attention, base weight 0.2, mean one", RAW_BASE),
+    "raw-select": Variant(
+        "appo",
+        "raw attention, 1 for chosen tokens, 0.2 for others, mean one",
+        RAW_BASE | {"max_weight": 1.0},
+    ),
     "shuffled": Variant("appo", "appo-relative, weights shuffled within each response", OURS, shuffled),
     "appo-shuffled": Variant("appo", "appo, weights shuffled within each response", {}, shuffled),
+    "random-frames": Variant("appo", "raw-base with random frames as crucial ones", RAW_BASE, random_frames),
     "oracle-frames": Variant("appo", "appo-relative with the true frames as crucial ones", OURS, true_frames),
     "oracle-tokens": Variant(
         "appo", "weight on the words that decide only, mean one", {"normalize_weights": True}, decisive_tokens
