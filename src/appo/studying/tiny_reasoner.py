@@ -28,8 +28,9 @@ from appo.studying.scenes import told
 from appo.studying.words import REASON, description_of, reasoning_prompt
 from appo.types import VideoQA
 
-STAGES = (150, 300, 600)
-BATCH, RATE, WARM = 64, 2e-3, 20
+STAGES = (50, 100, 400)
+BATCH, RATE, WARM = 48, 2e-3, 20
+MORE_QUESTIONS = 5  # about a scene that was described in full
 IGNORED = -100
 
 # Of a prompt the model reads description and question; the instruction around them is the same in all prompts, and of
@@ -79,26 +80,36 @@ def build_reasoner(seed: int = 0) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def lesson(rng: random.Random) -> tuple[str, str]:
-    """A prompt as the study has it, and its answer: an exact description, or what an honest policy would say."""
+def lesson(rng: random.Random) -> list[tuple[str, str]]:
+    """A conversation: prompts with their answers, the first as a study has it.
+
+    Half of them are about an exact description, with more questions about the same scene, so that a description once
+    read teaches six times; half about what an honest policy would say, which answers its own question only.
+    """
     scene = make_scene(LEVELS[rng.choice(("L1", "L3"))], rng)
     question = make_question(scene, rng.choice(TASKS), rng)
+    more = []
     if rng.random() < 0.5:
         description = told({"events": [asdict(event) for event in scene.events]})
+        more = [make_question(scene, rng.choice(TASKS), rng) for _ in range(MORE_QUESTIONS)]
     else:
         description = description_of(respond(scene, question, question.asked, rng))
     prompt = reasoning_prompt(VideoQA("", "", question.text, question.answer), description)
-    return prompt, f"<answer> {question.answer} </answer>"
+    turns = [(prompt, question.answer), *((other.text, other.answer) for other in more)]
+    return [(asked, f"<answer> {answer} </answer>") for asked, answer in turns]
 
 
-def batch_of(tokenizer: Any, lessons: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+def batch_of(tokenizer: Any, lessons: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Tensor]:
     """input_ids, attention_mask and labels, int64 (B, L), padded on the right; only answers have labels."""
-    rows = []
-    for prompt, answer in lessons:
-        chat = [{"role": "user", "content": prompt}]
-        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        start, end = (tokenizer(text)["input_ids"] for text in (asked, f"{answer}{tokenizer.eos_token}"))
-        rows.append((start + end, [IGNORED] * len(start) + end))
+    rows: list[tuple[list[int], list[int]]] = []
+    for turns in lessons:
+        rows.append(([], []))
+        for prompt, answer in turns:
+            chat = [{"role": "user", "content": prompt}]
+            asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            start, end = (tokenizer(text)["input_ids"] for text in (asked, f"{answer}{tokenizer.eos_token}"))
+            rows[-1][0].extend(start + end)
+            rows[-1][1].extend([IGNORED] * len(start) + end)
     longest = max(len(ids) for ids, _ in rows)
     pad = tokenizer.pad_token_id
     return {
