@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.evaluating import EvalSettings, _questions
+from appo.models import usual_dtype
 from appo.predictions import CLIPS
 from appo.prompts import PROMPT_VERSION
 from appo.spotlight import generate, load_annotations
@@ -121,14 +122,14 @@ def asked(settings: StudySettings) -> list[VideoQA]:
 
 def members_of(settings: StudySettings) -> dict[str, dict[str, Any]]:
     """Who takes part -> all that decides what they say."""
-    looks: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype}
+    looks: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype or usual_dtype()}
     found = {
         f"perceiver {p.name}": identity(p, checkpoint_of(p), {} if p.is_truth else looks) for p in settings.perceivers
     }
     for r in settings.reasoners:
         is_checkpoint = r.url is None and not r.is_rules
         own: dict[str, Any] = {} if r.is_rules else {"max_tokens": settings.max_answer}
-        own |= {"dtype": settings.dtype} if is_checkpoint else {}
+        own |= {"dtype": settings.dtype or usual_dtype()} if is_checkpoint else {}
         found[f"reasoner {r.name}"] = identity(r, r.source if is_checkpoint else "", own)
     return found
 

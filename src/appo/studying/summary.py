@@ -10,7 +10,7 @@ import numpy as np
 
 from appo.extraction import lenient_answer
 from appo.rewards import comparison
-from appo.statistics import wilson_interval
+from appo.statistics import bootstrap_interval, wilson_interval
 from appo.studying.answering import Cell, answers
 from appo.studying.endpoints import Endpoint
 from appo.studying.folder import Line, said
@@ -76,9 +76,16 @@ def _right(questions: Sequence[VideoQA], cell: Cell, lines: Mapping[str, Line]) 
 def _cell(perceiver: str, reasoner: str, right: Sequence[float]) -> dict[str, Any]:
     known = [value for value in right if value == value]
     mean = sum(known) / len(known) if known else None
-    low, high = wilson_interval(mean, len(known)) if mean is not None else (None, None)
+    low, high = _interval(known) if known else (None, None)
     return {"perceiver": perceiver, "reasoner": reasoner, "score": mean, "low": low, "high": high,
             "answered": len(known)}  # fmt: skip
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of a mean: Wilson's where every answer is right or wrong, else by bootstrap, as `appo eval` has them."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson_interval(sum(values) / len(values), len(values))
+    return bootstrap_interval([values])
 
 
 def _undescribed(questions: Sequence[VideoQA], described: Mapping[str, Mapping[str, Line]]) -> list[dict[str, Any]]:
