@@ -330,6 +330,14 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path, capsys: Any) -> None
     assert "truth__rules.jsonl, line 6: damaged" in capsys.readouterr().err
 
 
+def test_who_is_told_nothing_guesses(tmp_path: Path) -> None:
+    """At 8, 8, 2 and 12 answers to colour, shape, first and when: 5/24 are right by chance."""
+    assert (
+        study(tmp_path, "--perceiver", "nothing", "--perceiver", "truth", "--limit", "600", "--reasoner", "rules") == 0
+    )
+    assert [cell["score"] for cell in summary(tmp_path)["cells"]] == [pytest.approx(5 / 24, abs=0.07), 1.0]
+
+
 def test_levels_differ_in_what_is_asked(tmp_path: Path) -> None:
     for level in ("L1", "L3"):
         assert study(tmp_path / level, "--level", level, *WORLD, *RULES) == 0

@@ -16,6 +16,7 @@ from appo.studying.members import Perceiver, Reasoner, perceiver_of, reasoner_of
     ("text", "perceiver"),
     [
         ("truth", Perceiver("truth", "truth")),
+        ("nothing", Perceiver("nothing", "nothing")),
         ("truth@0.4", Perceiver("truth@0.4", "truth", 0.4)),
         ("blurred=truth@1", Perceiver("blurred", "truth", 1.0)),
         ("spotlight", Perceiver("spotlight", "spotlight")),

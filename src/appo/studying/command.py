@@ -24,7 +24,12 @@ STUDY_EXAMPLE = (
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
     """What can be said on the command line; what is left out is left to `appo.studying.settings.StudySettings`."""
     flags, more = parser.add_argument, _repeated()
-    flags("--perceiver", metavar="NAME=SOURCE", help="checkpoint, spotlight or truth; @0.2 behind it: noise", **more)
+    flags(
+        "--perceiver",
+        metavar="NAME=SOURCE",
+        help="checkpoint, spotlight, truth or nothing; @0.2 behind it: noise",
+        **more,
+    )
     flags("--reasoner", metavar="NAME=SOURCE", help="text model, rules[:TASK,...] or openai:MODEL[@URL]", **more)
     flags("--output", type=Path, required=True, help="folder, new or of this study")
     flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")

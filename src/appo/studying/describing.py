@@ -16,7 +16,7 @@ from appo.spotlight import policy_path
 from appo.spotlight.measure import MAX_NEW_TOKENS
 from appo.spotlight.processor import vocabulary
 from appo.studying.folder import Line
-from appo.studying.members import Perceiver
+from appo.studying.members import TRUTH, Perceiver
 from appo.studying.scenes import blurred, told
 from appo.studying.words import describing_prompt, description_of
 from appo.types import VideoQA
@@ -45,8 +45,8 @@ class Looking:
 
 
 def checkpoint_of(perceiver: Perceiver) -> str:
-    """What its weights are loaded from; empty for ``truth``."""
-    if perceiver.is_truth:
+    """What its weights are loaded from; empty where there are none."""
+    if not perceiver.looks:
         return ""
     return str(policy_path()) if perceiver.source == SPOTLIGHT else perceiver.source
 
@@ -76,7 +76,7 @@ def describe(
 def _replies(
     perceiver: Perceiver, left: Sequence[tuple[int, list[VideoQA]]], looking: Looking
 ) -> Iterator[tuple[list[VideoQA], list[Reply | None]]]:
-    if perceiver.is_truth:
+    if not perceiver.looks:
         for _, batch in left:
             yield batch, [None] * len(batch)
         return
@@ -104,7 +104,8 @@ def _described(question: VideoQA) -> VideoQA:
 
 def _line(perceiver: Perceiver, question: VideoQA, reply: Reply | None) -> Line:
     if reply is None:
-        return {"id": question.id, "text": _blurred(told(question.metadata), perceiver, question)}
+        text = told(question.metadata) if perceiver.source == TRUTH else ""
+        return {"id": question.id, "text": _blurred(text, perceiver, question)}
     if reply.error:
         return {"id": question.id, "error": reply.error}
     text = _blurred(description_of(reply.texts[0]), perceiver, question)

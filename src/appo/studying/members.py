@@ -10,7 +10,7 @@ from typing import Any
 from appo.models import fingerprint
 from appo.spotlight.world import TASKS
 
-TRUTH, RULES, OPENAI = "truth", "rules", "openai:"
+TRUTH, NOTHING, RULES, OPENAI = "truth", "nothing", "rules", "openai:"
 _NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _NOISE = re.compile(r"(.+)@([01]|0?\.\d+)")
 
@@ -21,8 +21,8 @@ class Perceiver:
 
     Attributes:
         name: in tables and files.
-        source: a checkpoint (folder, hub id, adapter), ``spotlight`` (the tiny policy), or ``truth`` (the embedded
-            world's exact description).
+        source: a checkpoint (folder, hub id, adapter), ``spotlight`` (the tiny policy), ``truth`` (the embedded
+            world's exact description), or ``nothing`` (the floor: what reasoners make of the question alone).
         noise: probability that an attribute of the embedded world is described wrongly.
     """
 
@@ -31,9 +31,9 @@ class Perceiver:
     noise: float = 0.0
 
     @property
-    def is_truth(self) -> bool:
-        """Whether it describes without looking."""
-        return self.source == TRUTH
+    def looks(self) -> bool:
+        """Whether it is a model that is shown the video."""
+        return self.source not in (TRUTH, NOTHING)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from appo.spotlight.measure import SAMPLING
 from appo.spotlight.world import LEVELS
 from appo.studying.describing import SPOTLIGHT, Looking, checkpoint_of
 from appo.studying.endpoints import Calling
-from appo.studying.members import Perceiver, Reasoner, each_once, identity
+from appo.studying.members import TRUTH, Perceiver, Reasoner, each_once, identity
 from appo.studying.words import DESCRIPTION_VERSION, REASONING_VERSION
 from appo.types import VideoQA
 from appo.video import FrameSampling
@@ -70,7 +70,7 @@ def check(settings: StudySettings) -> None:
     if settings.level not in LEVELS:
         raise ValueError(f"--level {settings.level}: there are {', '.join(LEVELS)}")
     if settings.dataset != SPOTLIGHT:
-        worldly = [p.name for p in settings.perceivers if p.is_truth or p.noise]
+        worldly = [p.name for p in settings.perceivers if p.source == TRUTH or p.noise]
         worldly += [r.name for r in settings.reasoners if r.is_rules]
         if worldly:
             raise ValueError(
@@ -124,7 +124,7 @@ def members_of(settings: StudySettings) -> dict[str, dict[str, Any]]:
     """Who takes part -> all that decides what they say."""
     looks: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype or usual_dtype()}
     found = {
-        f"perceiver {p.name}": identity(p, checkpoint_of(p), {} if p.is_truth else looks) for p in settings.perceivers
+        f"perceiver {p.name}": identity(p, checkpoint_of(p), looks if p.looks else {}) for p in settings.perceivers
     }
     for r in settings.reasoners:
         is_checkpoint = r.url is None and not r.is_rules

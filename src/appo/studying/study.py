@@ -70,7 +70,7 @@ def _describe(
     if missing:
         done = len(questions) - len(missing)
         console.print(f"{perceiver.name} describes, {len(missing)} to go", highlight=False, markup=False)
-        with Progressing(_quiet(console, perceiver.is_truth), len(questions), done) as progress:
+        with Progressing(_quiet(console, not perceiver.looks), len(questions), done) as progress:
             for lines in describe(perceiver, questions, missing, looking):
                 write_down(file, lines)
                 done += len(lines)
