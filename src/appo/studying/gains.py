@@ -30,7 +30,7 @@ class Gain:
 
 
 def gains(right_QPR: Grid, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Gain]:
-    """Every figure of `figures` over questions, with its interval.
+    """Every figure of `figures` over questions, with its interval; what some resample cannot say is left out.
 
     Args:
         right_QPR: float (Q, P, R), how right each answer is, 0 to 1.
@@ -46,7 +46,7 @@ def gains(right_QPR: Grid, *, resamples: int = RESAMPLES, seed: int = 0) -> dict
     draws_BQ = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=resamples)
     means_BPR = (draws_BQ @ right_QPR.reshape(questions, -1) / questions).reshape(-1, perceivers, reasoners)
     found, drawn = figures(right_QPR.mean(axis=0)), figures(means_BPR)
-    return {name: _gain(found[name], drawn[name]) for name in found if np.isfinite(found[name])}
+    return {name: _gain(found[name], drawn[name]) for name in found if np.isfinite([found[name], *drawn[name]]).all()}
 
 
 def figures(grid_PR: Grid) -> dict[str, Any]:
@@ -82,5 +82,5 @@ def _along(name: str, grid_PR: Grid, axis: int) -> dict[str, Any]:
 
 
 def _gain(value: Any, drawn_B: Grid) -> Gain:
-    low, high = np.nanquantile(drawn_B, [0.025, 0.975])
+    low, high = np.quantile(drawn_B, [0.025, 0.975])
     return Gain(float(value), float(low), float(high))
