@@ -81,6 +81,16 @@ def test_what_cannot_be_meant_is_refused(words: list[str], said: str, tmp_path: 
     assert not (tmp_path / "study" / "eval.json").exists()
 
 
+def test_a_key_that_is_missing_is_missed_before_anybody_describes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    words = [*WORLD, "--reasoner", "o3=openai:o3", "--limit", "3"]
+    assert main(["study", "--output", str(tmp_path / "study"), *words]) == 2
+    assert capsys.readouterr().err == "appo: o3: $OPENAI_API_KEY is not set; set it, or name another by --key\n"
+    assert not (tmp_path / "study").exists()
+
+
 def test_help_shows_examples(capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["study", "--help"])

@@ -93,6 +93,11 @@ class Endpoint:
         self.requests = 0
         self._refused: set[str] = set()
 
+    def check(self) -> None:
+        """Raise ValueError for what can be known to be missing before anything is asked: the package, the key."""
+        _openai()
+        self._key()
+
     def ask(self, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
         """Ask all prompts; what was told is kept however it ends.
 

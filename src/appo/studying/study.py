@@ -40,6 +40,7 @@ def study(settings: StudySettings, console: Console) -> bool:
     looking = looking_of(settings)
     own = decisive(settings, looking)
     StudyFolder.check(settings.output, own)
+    endpoints, purse = _endpoints(settings)
     questions, members = asked(settings), members_of(settings)
     folder = StudyFolder(StudyFolder.start(settings.output, own, questions).path)
     stopped = ""
@@ -48,7 +49,7 @@ def study(settings: StudySettings, console: Console) -> bool:
         for perceiver in settings.perceivers:
             _describe(folder, perceiver, questions, looking, console)
         cells = _cells(folder, settings, members, questions)
-        endpoints = _endpoints(settings, cells)
+        purse.spent = sum(paid(endpoint, _column(cells, endpoint.reasoner)) for endpoint in endpoints.values())
         try:
             for reasoner in settings.reasoners:
                 _answer(settings, reasoner, _column(cells, reasoner), endpoints, console)
@@ -92,13 +93,14 @@ def _column(cells: Mapping[tuple[str, str], Cell], reasoner: Reasoner) -> list[C
     return [cell for (_, name), cell in cells.items() if name == reasoner.name]
 
 
-def _endpoints(settings: StudySettings, cells: Mapping[tuple[str, str], Cell]) -> dict[str, Endpoint]:
-    """The reasoners behind endpoints; one purse for all, out of which earlier answers are paid."""
+def _endpoints(settings: StudySettings) -> tuple[dict[str, Endpoint], Purse]:
+    """The reasoners behind endpoints, and the purse they share. Raises ValueError before anybody has worked in vain."""
     purse = Purse() if settings.budget is None else Purse(settings.budget)
     there = [reasoner for reasoner in settings.reasoners if reasoner.url is not None]
     endpoints = {reasoner.name: Endpoint(reasoner, calling_of(settings, reasoner), purse) for reasoner in there}
-    purse.spent = sum(paid(endpoints[reasoner.name], _column(cells, reasoner)) for reasoner in there)
-    return endpoints
+    for endpoint in endpoints.values():
+        endpoint.check()
+    return endpoints, purse
 
 
 def _answer(
