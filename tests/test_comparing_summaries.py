@@ -63,6 +63,7 @@ def test_means_and_paired_differences_by_hand() -> None:
     means = found["means"]
     assert means["dapo"]["reward"] == pytest.approx((0.65 + 0.5 + 0.9) / 3), "the last two of six steps"
     assert means["appo"]["reward"] == pytest.approx((0.75 + 0.7) / 2)
+    assert means["appo"]["learning"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.5 + (0.7 + 0.6) / 2 + 0.8) / 6), "all six"
     assert means["dapo"]["L2"] == pytest.approx(5 / 8)
     assert means["start"]["L1"] == pytest.approx(2 / 8)
     assert means["start"]["reward"] is None
@@ -90,7 +91,7 @@ def test_an_oracle_without_a_sure_gain_recovers_nothing_and_one_seed_has_no_inte
     assert summary(unscored, METHODS)["differences"]["dapo"].keys() == {"appo", "oracle-tokens"}
     found = difference(unscored, "sft", "dapo", "reward", [0, 1])
     assert (found["low"], found["high"], found["p"]) == (None, None, None), "it samples nothing while it trains"
-    assert "| sft | 2 | - |" in markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
+    assert "| sft | 2 | - | - |" in markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
     assert summary({}, METHODS) == {"seeds": {}, "means": {}, "differences": {}, "recovered": {}}
 
 
@@ -115,9 +116,14 @@ def test_the_page_says_what_the_cells_say() -> None:
         [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
     by_name = [row for row in rows if row[0] == "appo"]
-    assert by_name[0][1:9] == ["2", "72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
-    assert by_name[1][1:4] == ["2", "+15.0 (+10.0, +20.0) p 0.5", "+18.8 (+12.5, +25.0) p 0.5"]
-    assert by_name[2][1] == "43"
+    assert by_name[0][1:10] == ["2", "42.5", "72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
+    assert by_name[1][1:5] == [
+        "2",
+        "+5.0 (+3.3, +6.7) p 0.5",
+        "+15.0 (+10.0, +20.0) p 0.5",
+        "+18.8 (+12.5, +25.0) p 0.5",
+    ]
+    assert by_name[2][1:3] == ["43", "43"]
     assert by_name[3][1:] == ["50.0 (25.0)", "90.0 (50.0)", "-", "30.0", "-"]
     assert "|" not in markdown(summary({}, METHODS), SETTINGS, [])
 
@@ -155,7 +161,7 @@ def test_ablations_are_methods_that_differ_in_one_setting() -> None:
     found = {(one.base, one.setting): one.points for one in ablations(names, usual)}
     assert found["appo", "frame_tokens"] == ((4, "appo+frame_tokens=4"), (8, "appo"), (16, "appo+frame_tokens=16"))
     assert found["appo", "strategy"] == (("hard", "appo-hard"), ("soft", "appo"))
-    assert len(found["appo-relative", "frame_attention"]) == 2
+    assert found["raw-base", "frame_attention"] == (("raw", "raw-base"), ("relative", "appo-relative"))
     assert {"dapo", "appo-shuffled"}.isdisjoint(base for base, _ in found)
     assert ablations(["dapo", "appo", "appo-relative"], usual) == []
 
@@ -171,18 +177,18 @@ def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
     ]
     assert len(lines) == len(DRAWN)
     assert all(len(line) == 2 for line in lines)
-    # Heights are linear in the differences: 50, 25 points (L1 of oracle and appo), 35 and 15 (reward).
+    # Heights are linear in the differences: 50 and 18.75 points at L1.
     (reward_4, reward_8), (right_4, right_8) = ([y for _, y in line] for line in lines[:2])
     one_point = (right_8 - right_4) / (50 - 18.75)
     assert one_point > 0
-    assert (reward_8 - reward_4) / one_point == pytest.approx(35 - 15, abs=0.2)
+    assert (reward_8 - reward_4) / one_point == pytest.approx(100 * 0.4 / 6, abs=0.1)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"4", "8", "appo: frame_tokens, points over dapo"} <= set(words)
 
 
 def test_methods_are_checked_by_name() -> None:
     assert variants_of(list(VARIANTS)) == list(VARIANTS)
-    assert set(MEASURES) == {"reward", "L1", "L2", "L3", "described"}
+    assert set(MEASURES) == {"learning", "reward", "L1", "L2", "L3", "described"}
     for names, message in (
         (["ppo"], "unknown method 'ppo': choose from start, grpo"),
         (["dapo", "dapo"], "dapo is given twice"),

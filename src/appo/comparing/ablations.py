@@ -9,7 +9,7 @@ from typing import Any
 from appo.comparing.methods import variant_of
 from appo.comparing.plots import HEIGHT, LEFT, TOP, WIDTH, colour, page, text
 
-DRAWN = ("reward", "L1", "L2", "L3")
+DRAWN = ("learning", "L1", "L2", "L3")
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,21 @@ LEVELS = ("L1", "L2", "L3")
 
 def late_reward(cell: Cell) -> float:
     """Sampled accuracy on fresh prompts, first round, over the last third of the steps. NaN without any."""
-    values = [step["accuracy"] for step in cell["curve"] if "accuracy" in step]
-    last = values[-max(1, len(values) // 3) :] if values else []
-    return sum(last) / len(last) if last else NONE
+    values = _accuracies(cell)
+    return _average(values[-max(1, len(values) // 3) :])
+
+
+def whole_reward(cell: Cell) -> float:
+    """The same over all steps: the area under the learning curve, which says how fast as well as how far."""
+    return _average(_accuracies(cell))
+
+
+def _accuracies(cell: Cell) -> list[float]:
+    return [step["accuracy"] for step in cell["curve"] if "accuracy" in step]
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else NONE
 
 
 def share(bits: str) -> float:
@@ -45,6 +57,7 @@ def _described(cell: Cell) -> float:
 
 # Everything that is compared: all are shares of one.
 MEASURES: dict[str, Callable[[Cell], float]] = {
+    "learning": whole_reward,
     "reward": late_reward,
     **{level: _level(level, "right") for level in LEVELS},
     "described": _described,

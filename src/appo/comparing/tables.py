@@ -9,6 +9,7 @@ from appo.comparing.methods import variant_of
 from appo.comparing.summaries import MEASURES
 
 SIDES = ("winners", "losers")
+TITLES = {"learning": "reward, all steps", "reward": "last third"}
 
 
 def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished: Sequence[str]) -> str:
@@ -29,7 +30,7 @@ def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished
 
 
 def _means(summary: Mapping[str, Any]) -> list[str]:
-    head = ["method", "seeds", "reward, last third", "L1", "L2", "L3", "described", "tokens, k", "mean weight", ""]
+    head = ["method", "seeds", *_titles(), "tokens, k", "mean weight", ""]
     rows = [
         [name, str(len(summary["seeds"].get(name, [0]))), *(_percent(own[measure]) for measure in MEASURES),
          _number(own["tokens"], 1e-3, 0), _number(own["mean_weight"], 1, 2), variant_of(name).meaning]
@@ -39,11 +40,7 @@ def _means(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    head = [
-        f"minus {baseline}",
-        "seeds",
-        *(measure if measure != "reward" else "reward, last third" for measure in MEASURES),
-    ]
+    head = [f"minus {baseline}", "seeds", *_titles()]
     body = [
         [name, str(len(own["L1"]["each"])), *(_interval(own[measure]) for measure in MEASURES)]
         for name, own in rows.items()
@@ -60,8 +57,12 @@ def _recovered(recovered: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
         body = [[name, *(_number(own.get(measure), 100, 0) for measure in MEASURES)] for name, own in rows.items()]
         if body:
             title = f"Share of {oracle}'s gain over dapo that is recovered, per cent, where that gain is above zero:"
-            lines += [title, "", *table(["method", *MEASURES], body), ""]
+            lines += [title, "", *table(["method", *_titles()], body), ""]
     return lines
+
+
+def _titles() -> list[str]:
+    return [TITLES.get(measure, measure) for measure in MEASURES]
 
 
 def _perception(means: Mapping[str, Mapping[str, float | None]]) -> list[str]:
