@@ -89,7 +89,7 @@ def evaluate(settings: EvalSettings, console: Console) -> Path:
     asking = _asking(settings)
     decisive = _decisive(settings, asking)
     EvaluationFolder.check(settings.output, decisive)
-    questions = _questions(settings)
+    questions = questions_of(settings)
     folder = EvaluationFolder.start(settings.output, decisive, questions)
     with folder.alone():
         _answer(folder, questions, settings, asking, console)
@@ -149,7 +149,7 @@ def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
     }
 
 
-def _questions(settings: EvalSettings) -> list[VideoQA]:
+def questions_of(settings: EvalSettings) -> list[VideoQA]:
     """What is asked: ids once each, gold answers that can be scored, at least one video there.
 
     Raises:

@@ -28,12 +28,12 @@ def learning_curves(cells: Cells, methods: Sequence[str]) -> str:
     for index, (title, x, y) in enumerate(PANELS):
         curves = {m: mean_curve([cells[m, seed]["curve"] for seed in seeds[m]], x, y) for m in trained}
         place = (index % 2) * WIDTH, (index // 2) * HEIGHT
-        panels.append(_panel(title, curves, place))
+        panels.append(panel(title, curves, place))
     rows = -(-(len(PANELS) + 1) // 2)
-    legend = _legend(trained, (WIDTH, (rows - 1) * HEIGHT))
+    names = legend(trained, (WIDTH, (rows - 1) * HEIGHT))
     counts = sorted({len(seeds[method]) for method in trained})
     note = f"means over {' to '.join(map(str, counts))} seeds, moving mean of {WINDOW} steps"
-    return page(rows * HEIGHT + 20, [*panels, legend, text(8, rows * HEIGHT + 12, note)])
+    return page(rows * HEIGHT + 20, [*panels, names, text(8, rows * HEIGHT + 12, note)])
 
 
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], x: str, y: str) -> Points:
@@ -46,7 +46,8 @@ def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], x: str, y: str) 
     return [(at, sum(values) / len(values)) for at, values in zip(xs, recent, strict=True)]
 
 
-def _panel(title: str, curves: Mapping[str, Points], place: tuple[float, float]) -> str:
+def panel(title: str, curves: Mapping[str, Points], place: tuple[float, float]) -> str:
+    """Lines in a frame with the ends of both axes; nothing without points."""
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return ""
@@ -69,7 +70,8 @@ def _panel(title: str, curves: Mapping[str, Points], place: tuple[float, float])
     return f'<g transform="translate({place[0]},{place[1]})">{frame}{"".join(lines)}{"".join(ends)}</g>'
 
 
-def _legend(methods: Sequence[str], place: tuple[float, float]) -> str:
+def legend(methods: Sequence[str], place: tuple[float, float]) -> str:
+    """The colour of each name, in order."""
     entries = [
         f'<rect x="{LEFT}" y="{TOP + 16 * i}" width="18" height="3" fill="{colour(i)}"/>'
         + text(LEFT + 26, TOP + 5 + 16 * i, name)

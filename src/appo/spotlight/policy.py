@@ -62,11 +62,11 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     model.tie_weights()
     for number, layer in enumerate(model.model.language_model.layers):
-        _start_as_lookup(layer.self_attn, previous=number == 0)
+        start_as_lookup(layer.self_attn, previous=number == 0)
 
 
 @torch.no_grad()
-def _start_as_lookup(attention: Any, *, previous: bool) -> None:
+def start_as_lookup(attention: Any, *, previous: bool) -> None:
     """Let attention start as «find what resembles me and copy it» («mimetic» initialisation, Trockman and Kolter).
 
     The first query head of each group equals its key head, so like attends to like, and its output undoes its value,

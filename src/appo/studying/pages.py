@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appo.comparing.plots import HEIGHT, WIDTH, _legend, _panel
+from appo.comparing.plots import HEIGHT, WIDTH, legend, page, panel
 from appo.comparing.tables import table
 
 AXES = {"perception": "perceivers", "reasoning": "reasoners"}
@@ -41,16 +41,13 @@ def curves(summary: Mapping[str, Any]) -> str:
     by_perceiver = {r: _points([score[p, r] for p in perceivers]) for r in reasoners}
     by_reasoner = {p: _points([score[p, r] for r in reasoners]) for p in perceivers}
     body = [
-        _panel(f"score by perceiver, {perceivers[0]} to {perceivers[-1]}", by_perceiver, (0, 0)),
-        _panel(f"score by reasoner, {reasoners[0]} to {reasoners[-1]}", by_reasoner, (WIDTH, 0)),
-        _legend(reasoners, (0, HEIGHT)),
-        _legend(perceivers, (WIDTH, HEIGHT)),
+        panel(f"score by perceiver, {perceivers[0]} to {perceivers[-1]}", by_perceiver, (0, 0)),
+        panel(f"score by reasoner, {reasoners[0]} to {reasoners[-1]}", by_reasoner, (WIDTH, 0)),
+        legend(reasoners, (0, HEIGHT)),
+        legend(perceivers, (WIDTH, HEIGHT)),
     ]
     height = HEIGHT + 40 + 16 * max(len(perceivers), len(reasoners))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {height}" font-family="sans-serif" '
-        f'font-size="11"><rect width="100%" height="100%" fill="white"/>{"".join(body)}</svg>\n'
-    )
+    return page(height, body)
 
 
 def _points(scores: Sequence[float | None]) -> list[tuple[float, float]]:

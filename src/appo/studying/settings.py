@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from appo.evaluating import EvalSettings, _questions
+from appo.evaluating import EvalSettings, questions_of
 from appo.models import usual_dtype
 from appo.predictions import CLIPS
 from appo.prompts import PROMPT_VERSION
@@ -117,7 +117,7 @@ def asked(settings: StudySettings) -> list[VideoQA]:
         there = load_annotations(folder) if (folder / ANNOTATIONS).exists() else []
         return there if len(there) == count else generate(folder, settings.level, count, HELD_OUT_SEED)
     names = ("output", "dataset", "annotations", "videos", "split", "limit")
-    return _questions(EvalSettings(SPOTLIGHT, **{name: getattr(settings, name) for name in names}))
+    return questions_of(EvalSettings(SPOTLIGHT, **{name: getattr(settings, name) for name in names}))
 
 
 def members_of(settings: StudySettings) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from appo.spotlight.policy import ROPE_THETA, _start_as_lookup
+from appo.spotlight.policy import ROPE_THETA, start_as_lookup
 from appo.spotlight.processor import build_tokenizer
 from appo.spotlight.teacher import respond
 from appo.spotlight.world import LEVELS, TASKS, make_question, make_scene
@@ -73,7 +73,7 @@ def build_reasoner(seed: int = 0) -> tuple[Any, Any]:
             nn.init.normal_(module.weight, std=module.in_features**-0.5 * half)
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     for number, layer in enumerate(model.model.layers):
-        _start_as_lookup(layer.self_attn, previous=number == 0)
+        start_as_lookup(layer.self_attn, previous=number == 0)
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=8, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
