@@ -325,10 +325,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     args = parser.parse_args(argv)
     harness.prepare(args)
+    result = harness.provenance(args, sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, Path(folder))
     keys = ("level", "blocks", "batches", "groups", "responses", "seed")
-    result = harness.provenance(args, sys.argv[1:] if argv is None else argv)
     result |= {"settings": {key: getattr(args, key) for key in keys}, "ways": found}
     columns = ("gain", "low", "high", "cosine", "signal", "credit")
     rows = [[name, *(harness.shown(own.get(key)) for key in columns)] for name, own in found.items()]

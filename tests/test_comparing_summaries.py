@@ -67,7 +67,7 @@ def test_means_and_paired_differences_by_hand() -> None:
     assert means["dapo"]["L2"] == pytest.approx(5 / 8)
     assert means["start"]["L1"] == pytest.approx(2 / 8)
     assert means["start"]["reward"] is None
-    assert means["appo"]["described"] == pytest.approx(0.5)
+    assert (means["appo"]["what"], means["appo"]["when"]) == (0.5, 1.0)
     assert means["appo"]["tokens"] == 600
     assert means["appo"]["mean_weight"] == pytest.approx(1.2)
     assert means["dapo"]["mean_weight"] is None
@@ -116,7 +116,7 @@ def test_the_page_says_what_the_cells_say() -> None:
         [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
     by_name = [row for row in rows if row[0] == "appo"]
-    assert by_name[0][1:10] == ["2", "42.5", "72.5", "62.5", "62.5", "62.5", "50.0", "1", "1.20"]
+    assert by_name[0][1:11] == ["2", "42.5", "72.5", "62.5", "62.5", "62.5", "50.0", "100.0", "1", "1.20"]
     assert by_name[1][1:5] == [
         "2",
         "+5.0 (+3.3, +6.7) p 0.5",
@@ -188,7 +188,7 @@ def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
 
 def test_methods_are_checked_by_name() -> None:
     assert variants_of(list(VARIANTS)) == list(VARIANTS)
-    assert set(MEASURES) == {"learning", "reward", "L1", "L2", "L3", "described"}
+    assert set(MEASURES) == {"learning", "reward", "L1", "L2", "L3", "what", "when"}
     for names, message in (
         (["ppo"], "unknown method 'ppo': choose from start, grpo"),
         (["dapo", "dapo"], "dapo is given twice"),

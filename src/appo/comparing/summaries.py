@@ -49,10 +49,9 @@ def _level(level: str, name: str) -> Callable[[Cell], float]:
     return lambda cell: share(cell["levels"][level][name])
 
 
-def _described(cell: Cell) -> float:
-    """Both what and when described rightly, over all levels."""
-    what, when = ("".join(cell["levels"][level][name] for level in LEVELS) for name in ("what", "when"))
-    return sum(pair == ("1", "1") for pair in zip(what, when, strict=True)) / len(what)
+def _described(name: str) -> Callable[[Cell], float]:
+    """What (when) described rightly, over all levels."""
+    return lambda cell: share("".join(cell["levels"][level][name] for level in LEVELS))
 
 
 # Everything that is compared: all are shares of one.
@@ -60,7 +59,8 @@ MEASURES: dict[str, Callable[[Cell], float]] = {
     "learning": whole_reward,
     "reward": late_reward,
     **{level: _level(level, "right") for level in LEVELS},
-    "described": _described,
+    "what": _described("what"),
+    "when": _described("when"),
 }
 
 
