@@ -1,0 +1,86 @@
+"""docs/results.md says what the committed measurements say, and those can be made again from their raw cells."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appo.comparing.compare import Comparison, compare
+from appo.comparing.summaries import summary
+from appo.comparing.tables import markdown
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+FOLDER = RESULTS / "compare"
+PAGE = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def cells() -> dict[tuple[str, int], Any]:
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((FOLDER / "cells").glob("*.json"))]
+    return {(cell["method"], cell["seed"]): cell for cell in read}
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of all table rows, without rules."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines if not line.startswith("| ---")]
+
+
+def marked(name: str) -> str:
+    """The part of the page between two marks of this name."""
+    parts = re.findall(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- end -->", PAGE, flags=re.DOTALL)
+    assert len(parts) == 1, name
+    return str(parts[0])
+
+
+def test_the_committed_table_is_made_of_the_committed_cells() -> None:
+    found, settings = cells(), json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
+    for cell in found.values():
+        assert {key: cell[key] for key in settings} == settings
+    committed = (FOLDER / "table.md").read_text(encoding="utf-8")
+    methods = list(json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))["means"])
+    page = markdown(summary(found, methods), settings, [])
+    assert rows(page) == rows(committed)
+
+
+def test_the_page_shows_rows_of_the_committed_table() -> None:
+    committed = [row for row in rows((FOLDER / "table.md").read_text(encoding="utf-8"))]
+    shown = rows(marked("benchmarks/results/compare/table.md"))
+    assert len(shown) > 10
+    assert [row for row in shown if row not in committed] == []
+
+
+@pytest.mark.parametrize("mark", ["credit.json", "credit.json one at a time", "credit-blunt.json", "credit-L3.json"])
+def test_the_page_shows_the_numbers_of_first_steps(mark: str) -> None:
+    ways = json.loads((RESULTS / mark.split()[0]).read_text(encoding="utf-8"))["ways"]
+    head, *shown = rows(marked(f"benchmarks/results/{mark}"))
+    assert len(shown) >= 5
+    for way, *values in shown:
+        own = ways[way.strip("`")]
+        expected = {"gain": f"{own['gain']:.2f} ({own['low']:.2f}, {own['high']:.2f})"}
+        for key, digits in (("cosine", 2), ("signal", 3), ("credit", 3)):
+            expected[key] = f"{own.get(key, float('nan')):.{digits}f}"
+        assert values == [expected[key] for key in head[1:]], way
+
+
+def test_nothing_is_run_again_where_all_cells_are_there(tmp_path) -> None:
+    """The command that made the table, on a copy of what is committed."""
+    from io import StringIO
+    from shutil import copytree
+
+    from rich.console import Console
+
+    copytree(FOLDER, tmp_path / "compare")
+    done = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
+    seeds = min(len(own) for own in done["seeds"].values())
+    console = Console(file=StringIO(), width=300)
+    compare(Comparison(tmp_path / "compare", tuple(done["means"]), seeds=seeds), console, None)
+    assert "0 to run" in console.file.getvalue()  # type: ignore[attr-defined]
+    again = json.loads((tmp_path / "compare" / "summary.json").read_text(encoding="utf-8"))
+    assert again["means"]["dapo"]["L1"] == pytest.approx(
+        sum(cells()["dapo", seed]["levels"]["L1"]["right"].count("1") for seed in range(seeds)) / 1000 / seeds
+    )
