@@ -48,7 +48,7 @@ def test_the_committed_table_is_made_of_the_committed_cells() -> None:
 
 
 def test_the_page_shows_rows_of_the_committed_table() -> None:
-    committed = [row for row in rows((FOLDER / "table.md").read_text(encoding="utf-8"))]
+    committed = rows((FOLDER / "table.md").read_text(encoding="utf-8"))
     shown = rows(marked("benchmarks/results/compare/table.md"))
     assert len(shown) > 10
     assert [row for row in shown if row not in committed] == []
