@@ -44,13 +44,12 @@ from appo.comparing.methods import Variant, variant_of
 from appo.config import APPOConfig
 from appo.groups import Sample, ScoredGroup
 from appo.models import load_model
-from appo.prompts import build_messages
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_sources
+from appo.rollout import generate
 from appo.scoring import log_probs_at, score_group
 from appo.spotlight import generate as generate_clips
 from appo.spotlight import policy_path
-from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
+from appo.spotlight.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
 from appo.types import GroupScores, VideoQA
 from appo.weighing import Weigher
 
@@ -127,10 +126,7 @@ def mixed_groups(
 @torch.no_grad()
 def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int) -> list[Asked]:
     """A group of sampled responses to each question."""
-    videos, prompts = VideoCache(processor.video_processor, SAMPLING), []
-    for question in questions:
-        messages = build_messages(question, instruction="")
-        prompts.append(encode_prompt(processor, messages, [videos.read(s) for s in video_sources(messages)]))
+    prompts = [prompt_of(processor, question) for question in questions]
     groups = generate(model, processor, prompts, max_new_tokens=MAX_NEW_TOKENS, responses=responses)
     made = []
     for question, prompt, ids_G in zip(questions, prompts, groups, strict=True):

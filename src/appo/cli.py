@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from appo import spotlighting
 from appo.comparing.command import add_compare_flags, run_compare
+from appo.numbers_given import count, positive
 from appo.planning import add_flags, plan_of, shown
 from appo.studying.command import STUDY_EXAMPLE, add_study_flags, run_study
 
@@ -111,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
     )
     demo.add_argument("--method", choices=("appo", "dapo", "grpo"), default="appo", help="default: appo")
-    demo.add_argument("--steps", type=_positive, default=30, help="optimiser steps (default: 30)")
+    demo.add_argument("--steps", type=positive, default=30, help="optimiser steps (default: 30)")
     demo.add_argument("--seed", type=int, default=0, help="of clips, sampling and training (default: 0)")
-    demo.add_argument("--questions", type=_positive, default=200, help="held-out questions a level (default: 200)")
+    demo.add_argument("--questions", type=positive, default=200, help="held-out questions a level (default: 200)")
     demo.add_argument("--output", type=Path, help="run folder, new or empty (default: runs/demo-TIME)")
     train = described(commands.add_parser("train", help="train from a configuration", allow_abbrev=False), "train")
     train.add_argument("--config", help="YAML file of settings")
@@ -147,14 +148,14 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
     flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
     flags("--split", help="part of the dataset (docs/data.md)")
     flags("--quick", action="store_true", help="decode one frame of each video instead of all")
-    flags("--workers", type=_positive, default=os.cpu_count() or 1, help="processes that decode (default: all cores)")
+    flags("--workers", type=positive, default=os.cpu_count() or 1, help="processes that decode (default: all cores)")
     flags("--report", type=Path, help="JSON file of all faults, to write")
     flags("--frame-cache", metavar="FOLDER", help="put the sampled frames of all good videos into this cache")
     flags("--model", help="whose processor samples them (with --frame-cache)")
     flags("--fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)")
-    flags("--max-frames", type=_positive, default=16, help="frames of a video at most (default: 16)")
-    flags("--min-frames", type=_positive, default=4, help="and at least (default: 4)")
-    flags("--allow", type=_count, default=0, metavar="N", help="faults that are no failure (default: 0)")
+    flags("--max-frames", type=positive, default=16, help="frames of a video at most (default: 16)")
+    flags("--min-frames", type=positive, default=4, help="and at least (default: 4)")
+    flags("--allow", type=count, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 
 def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -166,13 +167,13 @@ def _add_eval_flags(parser: argparse.ArgumentParser) -> None:
     flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
     flags("--split", help="part of the dataset (docs/data.md)")
     flags("--output", type=Path, help="folder, new or of this evaluation (default: runs/eval-TIME)")
-    flags("--limit", type=_positive, help="so many questions, evenly spaced over the dataset")
-    flags("--sample", type=_positive, metavar="K", help="K sampled responses to each question (default: one, greedy)")
+    flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset")
+    flags("--sample", type=positive, metavar="K", help="K sampled responses to each question (default: one, greedy)")
     flags("--temperature", type=float, help="of the samples (default: 1)")
-    flags("--batch-size", type=_positive, help="questions answered at once (default: 16)")
-    flags("--max-new-tokens", type=_positive, help="longest response (default: 1024; tiny policy: 128)")
+    flags("--batch-size", type=positive, help="questions answered at once (default: 16)")
+    flags("--max-new-tokens", type=positive, help="longest response (default: 1024; tiny policy: 128)")
     flags("--fps", type=float, help="frames sampled a second (default: 2)")
-    flags("--max-frames", type=_positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags("--max-frames", type=positive, help="frames of a video at most (default: 16; spotlight: 24)")
     flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--instruction", help="closes every prompt (default: asks for the format; tiny policy: nothing)")
     flags("--seed", type=int, help="of the samples (default: 0)")
@@ -293,20 +294,6 @@ def _quiet_bars() -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
-    return number
 
 
 def _calm_libraries() -> None:

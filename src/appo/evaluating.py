@@ -14,7 +14,7 @@ from rich.console import Console
 from appo.data import answerable, read_each
 from appo.evaluate import Asking, answer
 from appo.frame_cache import cache_in
-from appo.models import fingerprint, load_model, usual_dtype
+from appo.models import fingerprint, load_model, usual_dtype, usual_place
 from appo.official import response_format
 from appo.predictions import CLIPS, EvaluationFolder, batches
 from appo.prompts import INSTRUCTIONS, PROMPT_VERSION
@@ -123,15 +123,16 @@ def _asking(settings: EvalSettings) -> Asking:
     )
 
 
-def _source(settings: EvalSettings) -> str:
-    return str(policy_path()) if settings.model == SPOTLIGHT else settings.model
+def checkpoint_of(model: str) -> str:
+    """What a model named on the command line is loaded from: itself, or the tiny policy's folder."""
+    return str(policy_path()) if model == SPOTLIGHT else model
 
 
 def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
     """All that decides the answers, as it is written down and compared when an evaluation goes on."""
     return {
         "model": settings.model,
-        "model_is": fingerprint(_source(settings)),
+        "model_is": fingerprint(checkpoint_of(settings.model)),
         "dataset": settings.dataset,
         "split": settings.split,
         "limit": settings.limit,
@@ -202,12 +203,11 @@ def _answer(
     if kept:
         folder.refuse_other_versions()
     done = sum(len(replies) for replies in kept.values())
-    cuda = torch.cuda.is_available()
     model, processor = load_model(
-        _source(settings),
+        checkpoint_of(settings.model),
         dtype=settings.dtype or usual_dtype(),
         trust_remote_code=settings.trust_remote_code,
-        **({"device_map": "auto"} if cuda else {}),
+        **usual_place(),
     )
     with Progressing(console, len(questions), done) as progress:
         for answered in answer(model, processor, left, asking, cache_in(settings.frame_cache)):

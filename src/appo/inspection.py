@@ -6,59 +6,20 @@ Shape suffixes: G responses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from appo.groups import Sample, ScoredGroup
 from appo.prompts import INSTRUCTION, build_messages
 from appo.recording import film_of, group_record
 from appo.records import RolloutRecord
 from appo.rewards import score_answer
-from appo.rollout import Messages, PromptInputs, VideoCache, encode_prompt, generate, video_sources
+from appo.rollout import VideoCache, encode_prompt, generate, video_sources
 from appo.scoring import score_group
 from appo.types import VideoQA
 from appo.video import FrameSampling
 from appo.weighing import weigh
-
-
-@dataclass(frozen=True)
-class AskedGroup:
-    """A question as the model read it, and G responses to it.
-
-    Attributes:
-        messages: the chat.
-        videos: what was decoded for it.
-        prompt: model inputs.
-        ids_G: int64 tensors, the responses' tokens.
-        texts_G: the same as text.
-    """
-
-    messages: Messages
-    videos: VideoCache
-    prompt: PromptInputs
-    ids_G: list[Tensor]
-    texts_G: list[str]
-
-
-def ask_group(
-    model: Any,
-    processor: Any,
-    question: VideoQA,
-    sampling: FrameSampling,
-    *,
-    max_new_tokens: int,
-    responses: int,
-    instruction: str,
-) -> AskedGroup:
-    """Sample a group of responses to one question. Arguments are those of `inspect_question`."""
-    videos = VideoCache(processor.video_processor, sampling)
-    messages = build_messages(question, instruction=instruction)
-    prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
-    ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
-    return AskedGroup(messages, videos, prompt, ids_G, processor.batch_decode(ids_G, skip_special_tokens=True))
 
 
 def inspect_question(
@@ -92,11 +53,14 @@ def inspect_question(
     Returns:
         The group as a run folder records it.
     """
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "responses": responses, "instruction": instruction}
-    asked = ask_group(model, processor, question, sampling, **how)
-    rewards_G = torch.tensor([_reward(text, question) for text in asked.texts_G])
+    videos = VideoCache(processor.video_processor, sampling)
+    messages = build_messages(question, instruction=instruction)
+    prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+    ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
+    texts = processor.batch_decode(ids_G, skip_special_tokens=True)
+    rewards_G = torch.tensor([_reward(text, question) for text in texts])
     row = {
-        "prompt": asked.messages,
+        "prompt": messages,
         "id": question.id,
         "question": question.question,
         "answer": question.answer,
@@ -104,20 +68,19 @@ def inspect_question(
         "event_frames": question.metadata.get("event_frames"),
     }
     names = ["accuracy_reward"] if question.answer else []
-    prompt_ids = asked.prompt["input_ids"][0].tolist()
+    prompt_ids = prompt["input_ids"][0].tolist()
     samples = [
-        Sample(row, prompt_ids, ids.tolist(), text, None, asked.prompt, reward[None][: len(names)])
-        for ids, text, reward in zip(asked.ids_G, asked.texts_G, rewards_G, strict=True)
+        Sample(row, prompt_ids, ids.tolist(), text, None, prompt, reward[None][: len(names)])
+        for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
     ]
     with torch.no_grad():
-        scores = score_group(model, asked.prompt, asked.ids_G)
+        scores = score_group(model, prompt, ids_G)
     if not question.answer:
         weight_settings["strategy"] = "all"
     weights = weigh(model, scores, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
-    group = ScoredGroup(samples, asked.videos.timestamps(asked.messages), advantages_G, scores, weights)
-    film = keep_film(film_of(asked.videos, asked.messages, processor))
-    return group_record(step, group, processor.tokenizer, names, film)
+    group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
+    return group_record(step, group, processor.tokenizer, names, keep_film(film_of(videos, messages, processor)))
 
 
 def _reward(text: str, question: VideoQA) -> float:

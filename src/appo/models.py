@@ -84,6 +84,11 @@ def usual_dtype() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
+def usual_place() -> dict[str, Any]:
+    """Where weights that are not trained go, for ``from_pretrained``: over the GPUs there are, else the CPU."""
+    return {"device_map": "auto"} if torch.cuda.is_available() else {}
+
+
 def fingerprint(source: str | os.PathLike[str]) -> str:
     """Which checkpoint this is: of a folder a digest of its files, of a hub id the commit; of an adapter both models'.
 

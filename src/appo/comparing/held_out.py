@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from appo.packing import FEATURES, encode_vision, reuses_vision, with_features
-from appo.prompts import build_messages
-from appo.rollout import PromptInputs, VideoCache, encode_prompt, generate, video_sources
-from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
+from appo.rollout import PromptInputs, generate
+from appo.spotlight.measure import MAX_NEW_TOKENS, prompt_of
 from appo.types import VideoQA
 
 BATCH = 128  # responses generated at once
@@ -49,7 +48,7 @@ def encoded(file: Path, questions: Sequence[VideoQA], model: Any, processor: Any
     if not reuses_vision(model):
         raise ValueError("appo compare needs transformers 5.18 or later: older ones take pixels only")
     if not file.exists():
-        prompts = [_features_apart(encode_vision(model, _prompt(processor, question))) for question in questions]
+        prompts = [_features_apart(encode_vision(model, prompt_of(processor, question))) for question in questions]
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as handle:
             torch.save(prompts, handle)
         os.replace(handle.name, file)
@@ -67,12 +66,6 @@ def sampled(
         for start in range(0, len(prompts), step)
         for group in generate(model, processor, prompts[start : start + step], **how)
     ]
-
-
-def _prompt(processor: Any, question: VideoQA) -> PromptInputs:
-    messages = build_messages(question, instruction="")
-    videos = VideoCache(processor.video_processor, SAMPLING)
-    return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
 
 
 def _features_apart(prompt: PromptInputs) -> tuple[PromptInputs, list[Tensor]]:

@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.prompts import build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import VideoCache, encode_prompt, generate, video_sources
+from appo.rollout import PromptInputs, VideoCache, encode_prompt, generate, video_sources
 from appo.spotlight.world import MAX_SECONDS
 from appo.types import VideoQA
 from appo.video import FrameSampling
@@ -22,6 +22,13 @@ MAX_NEW_TOKENS = 128  # 99 % of responses have at most 83; DAPO's soft punishmen
 # K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
 WORLD_WEIGHTS: dict[str, Any] = {"score_tokens": 8, "top_frames": 2, "frame_tokens": 8}
 _COMMITMENT = re.compile(r" at (\d+)")
+
+
+def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> PromptInputs:
+    """A question of the embedded world as model inputs, its clip read from the file."""
+    messages = build_messages(question, instruction="")
+    videos = VideoCache(processor.video_processor, SAMPLING)
+    return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
 
 
 def respond(
@@ -36,12 +43,7 @@ def respond(
     """`samples` responses to each question, as text without special tokens."""
     groups: list[list[str]] = []
     for start in range(0, len(questions), batch):
-        videos = VideoCache(processor.video_processor, SAMPLING)
-        prompts = [
-            encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
-            for question in questions[start : start + batch]
-            for messages in [build_messages(question, instruction="")]
-        ]
+        prompts = [prompt_of(processor, question) for question in questions[start : start + batch]]
         sampled = generate(
             model,
             processor,

@@ -8,7 +8,6 @@ What it sees, and how lazily it looks, stays as it is; only the manner of its re
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +15,16 @@ from typing import Any
 
 import torch
 
-from appo.spotlight.lessons import Lessons, Stage, build_pool
+from appo.spotlight.lessons import Stage
 from appo.spotlight.policy import load_policy
-from appo.spotlight.processor import build_processor
 from appo.spotlight.teacher import Manner
-from appo.spotlight.warmstart import LONG, RECORD, SHORT, Recipe, measure_levels, train_stage, versions
+from appo.spotlight.warmstart import Recipe, lessons_of, measure_levels, save, train_stage, versions
 
 STEPS = 250
 
 
 def retell(manner: Manner, output: Path, recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
-    """Train, measure and save; the record is returned and saved as `warmstart.RECORD`.
+    """Train, measure and save; the record is returned and saved as `appo.spotlight.warmstart.RECORD`.
 
     Args:
         manner: of the new teacher, as lazy as the old one.
@@ -37,20 +35,15 @@ def retell(manner: Manner, output: Path, recipe: Recipe, steps: int = STEPS) -> 
     start = time.perf_counter()
     torch.manual_seed(recipe.seed)
     model, processor = load_policy()
-    pools = {
-        8: build_pool(model, processor, SHORT, recipe.short_clips, recipe.seed),
-        12: build_pool(model, processor, LONG, recipe.long_clips, recipe.seed + 1),
-    }
+    lessons = lessons_of(model, processor, recipe, manner)
     optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=5e-4, weight_decay=0.01)
     stage = Stage("retelling", (8, 8, 12), 4, steps, lazy=0.5, rate=5e-4, final_rate=3e-5, goal=2.0)
     model.train()
-    log = train_stage(model, Lessons(processor, pools, recipe.seed, manner), stage, optimizer)
+    log = train_stage(model, lessons, stage, optimizer)
     seconds = round(time.perf_counter() - start)
-    model.save_pretrained(output)
-    build_processor().save_pretrained(output)
     record = {"manner": asdict(manner), "steps": steps, "seconds": seconds, "versions": versions(), "log": log}
     record["measured"] = measure_levels(model, processor, recipe)
-    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(model, record, output)
     return record
 
 

@@ -44,6 +44,7 @@ from appo.spotlight.lessons import (
 from appo.spotlight.measure import measure
 from appo.spotlight.policy import build_policy
 from appo.spotlight.processor import build_processor
+from appo.spotlight.teacher import COMMITTING, Manner
 from appo.spotlight.world import CELLS, LEVELS, Dials
 
 # In distribution, with mild variants (noise, longer clips, more distractors), or unseen ones break the format first.
@@ -89,11 +90,7 @@ def warm_start(recipe: Recipe, output: Path) -> dict[str, Any]:
     start = time.perf_counter()
     model, processor = build_policy(recipe.seed)
     log: dict[str, Any] = {"vision": train_vision(model, processor, recipe)}
-    pools = {
-        8: build_pool(model, processor, SHORT, recipe.short_clips, recipe.seed),
-        12: build_pool(model, processor, LONG, recipe.long_clips, recipe.seed + 1),
-    }
-    lessons = Lessons(processor, pools, recipe.seed)
+    lessons = lessons_of(model, processor, recipe, COMMITTING)
     optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=1e-3, weight_decay=0.01)
     command = f"python -m appo.spotlight.warmstart --output DIR --seed {recipe.seed}"
     record: dict[str, Any] = {"command": command, "versions": versions(), "measured": {}}
@@ -103,11 +100,27 @@ def warm_start(recipe: Recipe, output: Path) -> dict[str, Any]:
             pause = time.perf_counter()
             record["measured"][stage.name] = measure_levels(model, processor, recipe)
             start += time.perf_counter() - pause  # seconds of training only
+    record |= {"seconds": round(time.perf_counter() - start), "recipe": asdict(recipe), "log": log}
+    save(model, record, output)
+    return record
+
+
+def lessons_of(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, recipe: Recipe, manner: Manner
+) -> Lessons:
+    """What a recipe's clips teach, as this model's vision sees them, in a teacher's manner."""
+    pools = {
+        8: build_pool(model, processor, SHORT, recipe.short_clips, recipe.seed),
+        12: build_pool(model, processor, LONG, recipe.long_clips, recipe.seed + 1),
+    }
+    return Lessons(processor, pools, recipe.seed, manner)
+
+
+def save(model: Qwen2_5_VLForConditionalGeneration, record: dict[str, Any], output: Path) -> None:
+    """Write weights, processor and record into a folder."""
     model.save_pretrained(output)
     build_processor().save_pretrained(output)  # a fresh one: batches leave padding settings in a tokenizer
-    record |= {"seconds": round(time.perf_counter() - start), "recipe": asdict(recipe), "log": log}
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return record
 
 
 def measure_levels(

@@ -39,8 +39,11 @@ class Cell:
 
     def known(self) -> dict[str, Line]:
         """The answers there are, by question; those to other descriptions, and failures, left out."""
-        lines = said(self.file)
-        return {t.id: lines[t.id] for t in self.tasks if t.id in lines and answers(lines[t.id], t)}
+        return self.among(said(self.file))
+
+    def among(self, lines: Mapping[str, Line]) -> dict[str, Line]:
+        """The same of lines that were read already."""
+        return {task.id: lines[task.id] for task in self.tasks if answers(lines.get(task.id, {}), task)}
 
 
 def answers(line: Line, task: Task) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from appo.numbers_given import amount, count, positive
+
 LIMITS = ("requests_per_minute", "at_once", "retries", "timeout")
 STUDY_EXAMPLE = (
     "example:\n"
@@ -36,14 +38,14 @@ def add_study_flags(parser: argparse.ArgumentParser) -> None:
     flags("--annotations", help="annotation file or folder (docs/data.md)")
     flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
     flags("--split", help="part of the dataset (docs/data.md)")
-    flags("--limit", type=_positive, help="so many questions, evenly spaced over the dataset (made clips: 500)")
+    flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset (made clips: 500)")
     flags("--level", help="of made clips: L1, L2 or L3 (default: L1)")
     flags("--fps", type=float, help="frames sampled a second (default: 2)")
-    flags("--max-frames", type=_positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags("--max-frames", type=positive, help="frames of a video at most (default: 16; spotlight: 24)")
     flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
-    flags("--batch-size", type=_positive, help="questions a model is asked at once (default: 16)")
-    flags("--max-description", type=_positive, help="tokens of a description at most (default: 512)")
-    flags("--max-answer", type=_positive, help="tokens of an answer at most, thoughts included (default: 1024)")
+    flags("--batch-size", type=positive, help="questions a model is asked at once (default: 16)")
+    flags("--max-description", type=positive, help="tokens of a description at most (default: 512)")
+    flags("--max-answer", type=positive, help="tokens of an answer at most, thoughts included (default: 1024)")
     flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
     _add_endpoint_flags(parser)
 
@@ -53,11 +55,11 @@ def _add_endpoint_flags(parser: argparse.ArgumentParser) -> None:
     help = "environment variable that holds a reasoner's key (default: OPENAI_API_KEY for all)"
     flags("--key", metavar="NAME=VARIABLE", help=help, **more)
     flags("--price", metavar="NAME=READ,WRITTEN", help="dollars a million tokens read and written", **more)
-    flags("--budget", type=_amount, metavar="DOLLARS", help="that all answers in the folder may cost together")
-    flags("--requests-per-minute", type=_amount, help="of one endpoint, retries included (default: no limit)")
-    flags("--at-once", type=_positive, default=8, help="requests on their way at the same time (default: 8)")
-    flags("--retries", type=_count, default=5, help="of a request that may pass yet: 429, 5xx, timeout (default: 5)")
-    flags("--timeout", type=_amount, default=120.0, help="seconds until a request is tried again (default: 120)")
+    flags("--budget", type=amount, metavar="DOLLARS", help="that all answers in the folder may cost together")
+    flags("--requests-per-minute", type=amount, help="of one endpoint, retries included (default: no limit)")
+    flags("--at-once", type=positive, default=8, help="requests on their way at the same time (default: 8)")
+    flags("--retries", type=count, default=5, help="of a request that may pass yet: 429, 5xx, timeout (default: 5)")
+    flags("--timeout", type=amount, default=120.0, help="seconds until a request is tried again (default: 120)")
 
 
 def _repeated() -> dict[str, Any]:
@@ -110,25 +112,3 @@ def _prices(name: str, text: str) -> tuple[float, float]:
     except ValueError:
         raise ValueError(f"--price {name}={text}: write dollars a million tokens, read and written, as 2,8") from None
     return read, written
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _count(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-    return number
-
-
-def _amount(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return number

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from appo.evaluate import Asking, answer
+from appo.evaluating import checkpoint_of
 from appo.frame_cache import cache_in
-from appo.models import load_model, usual_dtype
+from appo.models import load_model, usual_dtype, usual_place
 from appo.predictions import Reply, batches
-from appo.spotlight import policy_path
 from appo.spotlight.measure import MAX_NEW_TOKENS
 from appo.spotlight.processor import vocabulary
 from appo.studying.folder import Line
@@ -21,8 +19,6 @@ from appo.studying.scenes import blurred, told
 from appo.studying.words import describing_prompt, description_of
 from appo.types import VideoQA
 from appo.video import FrameSampling
-
-SPOTLIGHT = "spotlight"
 
 
 @dataclass(frozen=True)
@@ -42,13 +38,6 @@ class Looking:
     max_new_tokens: int = 512
     dtype: str | None = None
     frame_cache: str | None = None
-
-
-def checkpoint_of(perceiver: Perceiver) -> str:
-    """What its weights are loaded from; empty where there are none."""
-    if not perceiver.looks:
-        return ""
-    return str(policy_path()) if perceiver.source == SPOTLIGHT else perceiver.source
 
 
 def describe(
@@ -81,8 +70,7 @@ def _replies(
             yield batch, [None] * len(batch)
         return
     dtype = looking.dtype or usual_dtype()
-    placed: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    model, processor = load_model(checkpoint_of(perceiver), dtype=dtype, **placed)
+    model, processor = load_model(checkpoint_of(perceiver.source), dtype=dtype, **usual_place())
     tiny = _is_tiny(processor)
     asked = [(index, [question if tiny else _described(question) for question in batch]) for index, batch in left]
     longest = min(looking.max_new_tokens, MAX_NEW_TOKENS) if tiny else looking.max_new_tokens

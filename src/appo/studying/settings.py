@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from appo.evaluating import EvalSettings, questions_of
+from appo.evaluating import SPOTLIGHT, EvalSettings, checkpoint_of, questions_of
 from appo.models import usual_dtype
 from appo.predictions import CLIPS
 from appo.prompts import PROMPT_VERSION
@@ -15,7 +15,7 @@ from appo.spotlight import generate, load_annotations
 from appo.spotlight.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.spotlight.measure import SAMPLING
 from appo.spotlight.world import LEVELS
-from appo.studying.describing import SPOTLIGHT, Looking, checkpoint_of
+from appo.studying.describing import Looking
 from appo.studying.endpoints import Calling
 from appo.studying.members import TRUTH, Perceiver, Reasoner, each_once, identity
 from appo.studying.words import DESCRIPTION_VERSION, REASONING_VERSION
@@ -124,7 +124,8 @@ def members_of(settings: StudySettings) -> dict[str, dict[str, Any]]:
     """Who takes part -> all that decides what they say."""
     looks: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype or usual_dtype()}
     found = {
-        f"perceiver {p.name}": identity(p, checkpoint_of(p), looks if p.looks else {}) for p in settings.perceivers
+        f"perceiver {p.name}": identity(p, checkpoint_of(p.source) if p.looks else "", looks if p.looks else {})
+        for p in settings.perceivers
     }
     for r in settings.reasoners:
         is_checkpoint = r.url is None and not r.is_rules

@@ -123,12 +123,12 @@ def _answer(
         model = TextModel(reasoner.source, settings.max_answer, settings.dtype)
         answer = by_rules(reasoner.known) if reasoner.is_rules else by_model(model)
         for place, cell in enumerate(cells):
-            before = sum(len(other.known()) for other in cells) - known[place]
-            answer_here(cell, answer, settings.batch_size, partial(_update, progress, before))
+            elsewhere = sum(len(done.tasks) for done in cells[:place]) + sum(known[place + 1 :])
+            answer_here(cell, answer, settings.batch_size, partial(_update, progress, elsewhere))
 
 
-def _update(progress: Progressing, before: int, done: int) -> None:
-    progress.update(before + done)
+def _update(progress: Progressing, elsewhere: int, done: int) -> None:
+    progress.update(elsewhere + done)
 
 
 def _quiet(console: Console, is_quick: bool) -> Console:

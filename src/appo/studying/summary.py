@@ -115,7 +115,7 @@ def _empty(
 ) -> dict[str, int]:
     count: Counter[str] = Counter()
     for pair, cell in cells.items():
-        count[pair[1]] += sum(not line["text"].strip() for line in _there(cell, lines[pair]).values())
+        count[pair[1]] += sum(not line["text"].strip() for line in cell.among(lines[pair]).values())
     return {name: count[name] for name in reasoners if count[name]}
 
 
@@ -125,7 +125,7 @@ def _cost(
     """Tokens and dollars of the answers that an endpoint gave, equal prompts counted once."""
     own = {pair: cell for pair, cell in cells.items() if pair[1] == name}
     prompts = {task.key: task.prompt for cell in own.values() for task in cell.tasks}
-    paid = {line["key"]: line["tokens"] for pair, cell in own.items() for line in _there(cell, lines[pair]).values()}
+    paid = {line["key"]: line["tokens"] for pair, cell in own.items() for line in cell.among(lines[pair]).values()}
     known = [tokens for tokens in paid.values() if tokens is not None]
     dollars = sum(endpoint.cost(tokens, prompts[key]) for key, tokens in paid.items())
     return {
@@ -135,7 +135,3 @@ def _cost(
         "unknown": len(paid) - len(known),
         "dollars": None if endpoint.calling.prices is None else dollars,
     }
-
-
-def _there(cell: Cell, lines: Mapping[str, Line]) -> dict[str, Line]:
-    return {task.id: lines[task.id] for task in cell.tasks if answers(lines.get(task.id, {}), task)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from appo.models import usual_dtype
+from appo.models import usual_dtype, usual_place
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class TextModel:
 
     def _load(self) -> tuple[Any, Any]:
         dtype = self._dtype or usual_dtype()
-        placed = {"device_map": "auto"} if torch.cuda.is_available() else {}
-        model = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype, use_safetensors=True, **placed).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            self._source, dtype=dtype, use_safetensors=True, **usual_place()
+        ).eval()
         tokenizer = AutoTokenizer.from_pretrained(self._source, padding_side="left")
         if not tokenizer.chat_template:
             raise ValueError(f"{self._source}: has no chat template; choose a model that was tuned to answer")
