@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +146,25 @@ def test_a_changed_setting_is_a_method_of_its_own(tmp_path) -> None:
     assert prompts_a_step(config) == 32
 
 
+def never(*args: Any) -> Done:
+    raise AssertionError("everything is there")
+
+
+def test_the_tables_are_of_all_cells_of_the_folder_whichever_command_made_them(finished, tmp_path) -> None:
+    own = replace(finished, output=tmp_path / "copy", methods=("dapo",), seeds=1)
+    shutil.copytree(finished.output, own.output)
+    result = compare(own, quiet(), never)
+    assert result["seeds"] == {"dapo": [0, 1], "appo-relative": [0, 1]}
+    assert result == compare(replace(own, methods=finished.methods[::-1]), quiet(), never)
+    (own.output / "cells" / "0-appo+frame_tokens=16.json").write_text((own.output / "cells/0-dapo.json").read_text())
+    assert list(compare(own, quiet(), never)["means"]) == ["dapo", "appo+frame_tokens=16", "appo-relative"]
+    (own.output / "cells" / "0-ppo.json").write_text("{}")
+    with pytest.raises(RecordError, match=r"0-ppo.json: no finished cell \(unknown method 'ppo'"):
+        compare(own, quiet(), never)
+
+
 def test_what_is_finished_is_not_done_again_and_more_seeds_can_be_added(finished) -> None:
     before = {path: path.read_bytes() for path in (finished.output / "cells").iterdir()}
-
-    def never(*args: Any) -> Done:
-        raise AssertionError("everything is there")
-
     compare(finished, quiet(), never)
     assert {path: path.read_bytes() for path in (finished.output / "cells").iterdir()} == before
 

@@ -1,7 +1,8 @@
 """`appo compare`: all cells of methods x seeds, each in a process of its own, resumable; then the tables.
 
 A folder holds `settings.json`, `clips/` (made once, shared by all cells), `cells/SEED-METHOD.json` (one a finished
-cell, written whole or not at all), `logs/`, and, renewed after each cell, `summary.json`, `table.md` and `curves.svg`.
+cell, written whole or not at all), `logs/`, and, renewed after each cell, `summary.json`, `table.md`, `curves.svg` and
+`ablations.svg`. Later commands may add methods and seeds: the tables are of all cells of the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from appo.comparing.ablations import ablation_curves, ablations
 from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell
-from appo.comparing.methods import variant_of, variants_of
+from appo.comparing.methods import in_order, variant_of, variants_of
 from appo.comparing.plots import learning_curves
 from appo.comparing.summaries import Cells, share, summary
 from appo.comparing.tables import markdown
@@ -228,18 +229,32 @@ def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
 
 
 def _report(comparison: Comparison) -> dict[str, Any]:
-    """Write summary, table and curves of what is finished."""
-    cells: Cells = {cell: _read(comparison, cell) for cell in comparison.cells if _file(comparison, cell).exists()}
+    """Write summary and table of all that is finished in the folder, and learning curves of the methods asked for."""
+    cells = _finished(comparison)
+    methods = in_order({method for method, _ in cells})
     unfinished = [_file(comparison, cell).stem for cell in comparison.cells if cell not in cells]
-    result = summary(cells, comparison.methods)
+    result = summary(cells, methods)
     _write(comparison.output / "summary.json", {**comparison.settings, **result, "unfinished": unfinished})
     _replace(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
-    if result["seeds"]:
-        _replace(comparison.output / "curves.svg", learning_curves(cells, comparison.methods))
-    if found := ablations(comparison.methods, partial(_setting_of, comparison)):
+    if shown := [method for method in comparison.methods if method in result["seeds"]]:
+        _replace(comparison.output / "curves.svg", learning_curves(cells, shown))
+    if found := ablations(methods, partial(_setting_of, comparison)):
         curves = ablation_curves(found, result["differences"].get("dapo", {}))
         _replace(comparison.output / "ablations.svg", curves)
     return result
+
+
+def _finished(comparison: Comparison) -> Cells:
+    """All cells of the folder, whichever command made them. Raises RecordError for one of no known method."""
+    found = {}
+    for file in sorted((comparison.output / "cells").glob("*.json")):
+        seed, _, method = file.stem.partition("-")
+        try:
+            variant_of(method)
+            found[method, int(seed)] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecordError(f"{file}: no finished cell ({error}); move it away or choose another --output") from error
+    return found
 
 
 def _setting_of(comparison: Comparison, method: str, setting: str) -> Any:

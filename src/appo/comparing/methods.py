@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,6 +103,12 @@ def variants_of(names: list[str]) -> list[str]:
         if needed and needed not in names:
             raise ValueError(f"method {name} needs the mean weight of {needed}: add {needed} to --methods")
     return names
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of `VARIANTS`, each followed by those with settings changed."""
+    places = {name: place for place, name in enumerate(VARIANTS)}
+    return sorted(names, key=lambda name: (places[name.partition("+")[0]], name))
 
 
 def _setting(name: str, change: str) -> tuple[str, Any]:
