@@ -91,7 +91,9 @@ def test_an_oracle_without_a_sure_gain_recovers_nothing_and_one_seed_has_no_inte
     assert summary(unscored, METHODS)["differences"]["dapo"].keys() == {"appo", "oracle-tokens"}
     found = difference(unscored, "sft", "dapo", "reward", [0, 1])
     assert (found["low"], found["high"], found["p"]) == (None, None, None), "it samples nothing while it trains"
-    assert "| sft | 2 | - | - |" in markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
+    page = markdown(summary(unscored, ["dapo", "sft"]), SETTINGS, [])
+    assert "| sft | 2 | - | - |" in page
+    assert "| sft | - | - | - |" in page
     assert summary({}, METHODS) == {"seeds": {}, "means": {}, "differences": {}, "recovered": {}}
 
 
@@ -123,8 +125,9 @@ def test_the_page_says_what_the_cells_say() -> None:
         "+15.0 (+10.0, +20.0) p 0.5",
         "+18.8 (+12.5, +25.0) p 0.5",
     ]
-    assert by_name[2][1:3] == ["43", "43"]
-    assert by_name[3][1:] == ["50.0 (25.0)", "90.0 (50.0)", "-", "30.0", "-"]
+    assert by_name[2][1:] == ["+3.3", "+6.7", "-"], "each seed that DAPO has finished"
+    assert by_name[3][1:3] == ["43", "43"]
+    assert by_name[4][1:] == ["50.0 (25.0)", "90.0 (50.0)", "-", "30.0", "-"]
     assert "|" not in markdown(summary({}, METHODS), SETTINGS, [])
 
 

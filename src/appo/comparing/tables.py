@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appo.comparing.methods import variant_of
-from appo.comparing.summaries import MEASURES
+from appo.comparing.summaries import MEASURES, NONE
 
 SIDES = ("winners", "losers")
 TITLES = {"learning": "reward, all steps", "reward": "last third"}
@@ -22,7 +22,7 @@ def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished
     if summary["seeds"]:
         lines += [*_means(summary), ""]
         for baseline, rows in summary["differences"].items():
-            lines += [*_differences(baseline, rows), ""] if rows else []
+            lines += [*_differences(baseline, rows), "", *_each(baseline, rows, summary["seeds"]), ""] if rows else []
         lines += [*_recovered(summary["recovered"]), *_perception(summary["means"]), ""]
     if unfinished:
         lines += [f"Not finished: {', '.join(unfinished)}.", ""]
@@ -49,6 +49,18 @@ def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[s
         f"Paired difference to {baseline} in points, mean over seeds (95 % bootstrap interval), p by flipping signs:"
     )
     return [title, "", *table(head, body)]
+
+
+def _each(baseline: str, rows: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]]) -> list[str]:
+    """Every seed's difference in the first of the measures."""
+    columns = seeds[baseline]
+    body = []
+    for name, own in rows.items():
+        both = [seed for seed in columns if seed in seeds[name]]
+        found = dict(zip(both, own["learning"]["each"], strict=True))
+        body.append([name, *(_points(found.get(seed, NONE)) for seed in columns)])
+    title = f"The same of each seed, {TITLES['learning']}:"
+    return [title, "", *table([f"minus {baseline}", *(f"seed {seed}" for seed in columns)], body)]
 
 
 def _recovered(recovered: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
@@ -95,11 +107,11 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    mean = difference["mean"]
-    if mean != mean:
-        return "-"
+    mean = _points(difference["mean"])
     if difference["low"] is None:
-        return f"{100 * mean:+.1f}"
-    return (
-        f"{100 * mean:+.1f} ({100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}) p {difference['p']:.2g}"
-    )
+        return mean
+    return f"{mean} ({_points(difference['low'])}, {_points(difference['high'])}) p {difference['p']:.2g}"
+
+
+def _points(value: float) -> str:
+    return "-" if value != value else f"{100 * value:+.1f}"
