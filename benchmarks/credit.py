@@ -30,7 +30,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.comparing.ablations import ablation_curves, ablations
+from appo.comparing.cells import config_of
 from appo.comparing.controls import World
 from appo.comparing.descriptions import decisive_words
 from appo.comparing.methods import Variant, variant_of
@@ -307,6 +309,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return found
 
 
+def drawn(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The gains of ways that differ in one setting, as an SVG of curves; empty where there are none."""
+
+    def usual(name: str, setting: str) -> Any:
+        return getattr(config_of(name, 0, 1, Path("unused")), setting)
+
+    gains = {name: {"gain": (own["gain"], own["low"], own["high"])} for name, own in found.items() if name != "R"}
+    ablated = ablations(list(gains), usual)
+    return ablation_curves(ablated, gains, "gain of a first step over dapo's", level=1.0) if ablated else ""
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write the JSON."""
     parser = harness.base_parser(str(__doc__), "credit")
@@ -330,6 +343,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     rows = [[name, *(harness.shown(own.get(key)) for key in columns)] for name, own in found.items()]
     harness.print_table("a first step, against dapo's", ["way", *columns], rows)
     harness.write_json(args.output, result)
+    if curves := drawn(found):
+        args.output.with_suffix(".svg").write_text(curves, encoding="utf-8")
     return result
 
 

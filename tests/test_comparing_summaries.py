@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appo.comparing.ablations import DRAWN, ablation_curves, ablations
+from appo.comparing.ablations import DRAWN, ablation_curves, ablations, points_over_dapo
 from appo.comparing.methods import VARIANTS, variant_of, variants_of
 from appo.comparing.plots import PANELS, WINDOW, learning_curves, mean_curve
 from appo.comparing.summaries import MEASURES, difference, paired_seeds, summary
@@ -173,7 +173,7 @@ def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
     cells = {**CELLS, **{("appo+frame_tokens=4", seed): CELLS["oracle-tokens", seed] for seed in (0, 1)}}
     names = [*METHODS, "appo+frame_tokens=4"]
     to_dapo = summary(cells, names)["differences"]["dapo"]
-    root = ET.fromstring(ablation_curves(ablations(names, usual), to_dapo))
+    root = ET.fromstring(ablation_curves(ablations(names, usual), points_over_dapo(to_dapo), "points over dapo"))
     lines = [
         [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
         for line in root.iter("{http://www.w3.org/2000/svg}polyline")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,15 @@ def test_ways_are_those_of_appo_compare_as_far_as_weights_go() -> None:
         credit.way_of("ppo")
 
 
+def test_the_committed_curves_are_of_the_committed_numbers() -> None:
+    results = Path(credit.__file__).parent / "results"
+    curves = credit.drawn(json.loads((results / "credit.json").read_text())["ways"])
+    assert curves == (results / "credit.svg").read_text()
+    words = [element.text for element in ET.fromstring(curves).iter("{http://www.w3.org/2000/svg}text")]
+    for setting in (*credit.ONE_AT_A_TIME, "strategy", "divergence"):
+        assert f"appo: {setting}, gain of a first step over dapo's" in words
+
+
 def test_the_whole_benchmark_at_tiny_size(tmp_path, capsys) -> None:
     output = tmp_path / "credit.json"
     words = "--blocks 3 --batches 1 --groups 2 --responses 4 --ways dapo,appo,random-frames --output"
@@ -141,5 +151,6 @@ def test_the_whole_benchmark_at_tiny_size(tmp_path, capsys) -> None:
     assert all(math.isfinite(result["ways"]["appo"][key]) for key in ("gain", "low", "high", "signal", "credit"))
     assert result["settings"]["responses"] == 4
     out = capsys.readouterr().out
+    assert not output.with_suffix(".svg").exists(), "no two of them differ in one setting"
     assert "block 3 of 3" in out
     assert "| random-frames" in out

@@ -10,6 +10,7 @@ from appo.comparing.methods import variant_of
 from appo.comparing.plots import HEIGHT, LEFT, TOP, WIDTH, colour, page, text
 
 DRAWN = ("learning", "L1", "L2", "L3")
+Found = Mapping[str, Mapping[str, tuple[float, float, float]]]  # method -> line -> mean, low and high end
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,34 @@ def ablations(methods: Sequence[str], usual: Callable[[str, str], Any]) -> list[
     return made
 
 
-def ablation_curves(found: Sequence[Ablation], to_dapo: Mapping[str, Mapping[str, Any]]) -> str:
-    """An SVG, one panel an ablation: difference to DAPO in points with its interval, by the setting's value."""
-    panels = [_panel(one, to_dapo, ((i % 2) * WIDTH, (i // 2) * HEIGHT)) for i, one in enumerate(found)]
+def points_over_dapo(to_dapo: Mapping[str, Mapping[str, Any]]) -> Found:
+    """What is drawn of a summary's differences to DAPO, in points; one seed has no interval, only its mean."""
+    found = {}
+    for method, measures in to_dapo.items():
+        own = {name: measures[name] for name in DRAWN}
+        ends = {name: [o["mean"] if o[end] is None else o[end] for end in ("low", "high")] for name, o in own.items()}
+        found[method] = {name: (100 * o["mean"], 100 * ends[name][0], 100 * ends[name][1]) for name, o in own.items()}
+    return found
+
+
+def ablation_curves(ablated: Sequence[Ablation], found: Found, unit: str, level: float = 0.0) -> str:
+    """An SVG, one panel an ablation: what was found with its interval, by the setting's value.
+
+    Args:
+        ablated: the panels; those with fewer than two values found are left out.
+        found: of each method; all have the same lines.
+        unit: of what was found, for the titles.
+        level: where no difference is, drawn grey.
+    """
+    shown = [one for one in ablated if sum(name in found for _, name in one.points) > 1]
+    lines = list(next(iter(found.values()), {}))
+    panels = [_panel(one, found, unit, level, ((i % 2) * WIDTH, (i // 2) * HEIGHT)) for i, one in enumerate(shown)]
     legend = [
         f'<rect x="{at}" y="-8" width="18" height="3" fill="{colour(i)}"/>{text(at + 24, -3, name)}'
-        for i, name in enumerate(DRAWN)
+        for i, name in enumerate(lines)
         for at in [LEFT + 110 * i]
     ]
-    rows = -(-len(found) // 2)
+    rows = -(-len(shown) // 2)
     foot = f'<g transform="translate(0,{rows * HEIGHT + 16})">{"".join(legend)}</g>'
     return page(rows * HEIGHT + 24, [*panels, foot])
 
@@ -73,39 +93,30 @@ def _order(value: Any) -> tuple[bool, Any]:
     return (isinstance(value, str), value)
 
 
-def _panel(one: Ablation, to_dapo: Mapping[str, Mapping[str, Any]], place: tuple[float, float]) -> str:
-    shown = [(value, to_dapo[name]) for value, name in one.points if name in to_dapo]
-    if not shown:
-        return ""
-    ends = [end for _, own in shown for name in DRAWN for end in _interval(own[name])]
-    low, high = min(0.0, *ends), max(0.0, *ends)
+def _panel(one: Ablation, found: Found, unit: str, level: float, place: tuple[float, float]) -> str:
+    shown = [(value, found[name]) for value, name in one.points if name in found]
+    lines = list(shown[0][1])
+    ends = [end for _, own in shown for name in lines for end in own[name]]
+    low, high = min(level, *ends), max(level, *ends)
     width, height = WIDTH - LEFT - 16, HEIGHT - TOP - 34
     span = (high - low) or 1.0
 
-    def y(points: float) -> float:
-        return TOP + height * (high - points) / span
+    def y(value: float) -> float:
+        return TOP + height * (high - value) / span
 
     def x(place: int, shift: int) -> float:
-        return LEFT + width * (place + 0.5) / len(shown) + 4 * (shift - 1.5)
+        return LEFT + width * (place + 0.5) / len(shown) + 4 * (shift - (len(lines) - 1) / 2)
 
-    marks = [f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y(0):.1f}" y2="{y(0):.1f}" stroke="#bbbbbb"/>']
-    for i, name in enumerate(DRAWN):
-        middles = [(x(k, i), y(100 * own[name]["mean"])) for k, (_, own) in enumerate(shown)]
-        line = " ".join(f"{at:.1f},{up:.1f}" for at, up in middles)
-        marks.append(f'<polyline fill="none" stroke="{colour(i)}" points="{line}"/>')
-        for (at, _), (_, own) in zip(middles, shown, strict=True):
-            bottom, top = _interval(own[name])
-            marks.append(
-                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(bottom):.1f}" y2="{y(top):.1f}" stroke="{colour(i)}"/>'
-            )
-    words = [text(x(k, 1), TOP + height + 14, value, "middle") for k, (value, _) in enumerate(shown)]
-    words += [text(LEFT - 4, TOP + 8, f"{high:+.1f}", "end"), text(LEFT - 4, TOP + height, f"{low:+.1f}", "end")]
-    words.append(text(LEFT, TOP - 10, f"{one.base}: {one.setting}, points over dapo"))
+    marks = [f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#bbbbbb"/>']
+    for i, name in enumerate(lines):
+        middles = " ".join(f"{x(k, i):.1f},{y(own[name][0]):.1f}" for k, (_, own) in enumerate(shown))
+        marks.append(f'<polyline fill="none" stroke="{colour(i)}" points="{middles}"/>')
+        for k, (_, own) in enumerate(shown):
+            at, bottom, top = x(k, i), y(own[name][1]), y(own[name][2])
+            marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{bottom:.1f}" y2="{top:.1f}" stroke="{colour(i)}"/>')
+    words = [
+        text(LEFT + width * (k + 0.5) / len(shown), TOP + height + 14, v, "middle") for k, (v, _) in enumerate(shown)
+    ]
+    words += [text(LEFT - 4, TOP + 8, f"{high:.3g}", "end"), text(LEFT - 4, TOP + height, f"{low:.3g}", "end")]
+    words.append(text(LEFT, TOP - 10, f"{one.base}: {one.setting}, {unit}"))
     return f'<g transform="translate({place[0]},{place[1]})">{"".join(marks)}{"".join(words)}</g>'
-
-
-def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
-    """In points; without an interval (one seed) the mean alone."""
-    ends = (difference["low"], difference["high"])
-    low, high = (difference["mean"] if end is None else end for end in ends)
-    return 100 * low, 100 * high

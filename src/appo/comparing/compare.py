@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from appo.comparing.ablations import ablation_curves, ablations
+from appo.comparing.ablations import ablation_curves, ablations, points_over_dapo
 from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell
 from appo.comparing.methods import in_order, variant_of, variants_of
 from appo.comparing.plots import learning_curves
@@ -239,8 +239,8 @@ def _report(comparison: Comparison) -> dict[str, Any]:
     if shown := [method for method in comparison.methods if method in result["seeds"]]:
         _replace(comparison.output / "curves.svg", learning_curves(cells, shown))
     if found := ablations(methods, partial(_setting_of, comparison)):
-        curves = ablation_curves(found, result["differences"].get("dapo", {}))
-        _replace(comparison.output / "ablations.svg", curves)
+        points = points_over_dapo(result["differences"].get("dapo", {}))
+        _replace(comparison.output / "ablations.svg", ablation_curves(found, points, "points over dapo"))
     return result
 
 
