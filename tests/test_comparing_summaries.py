@@ -118,7 +118,9 @@ def test_the_page_says_what_the_cells_say() -> None:
         [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
     by_name = [row for row in rows if row[0] == "appo"]
-    assert by_name[0][1:11] == ["2", "42.5", "72.5", "62.5", "62.5", "62.5", "50.0", "100.0", "1", "1.20"]
+    assert by_name[0][1:13] == [
+        "2", "42.5", "72.5", "62.5", "62.5", "62.5", "50.0", "100.0", "1", "1.20", "1.00", "0.50",
+    ]  # fmt: skip
     assert by_name[1][1:5] == [
         "2",
         "+5.0 (+3.3, +6.7) p 0.5",

@@ -86,7 +86,8 @@ def summary(cells: Cells, methods: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         ``seeds``: method -> its finished seeds; ``means``: method -> measure -> mean over them, and tokens generated,
-        mean weight and perception; ``differences``: baseline -> method -> measure -> :func:`difference`;
+        mean weight, entropy, gradient norm and perception; ``differences``: baseline -> method -> measure ->
+        :func:`difference`;
         ``recovered``: oracle -> method -> measure -> share of the oracle's gain over DAPO, over the seeds of all three,
         only where the oracle's gain has an interval above 0.
     """
@@ -116,7 +117,7 @@ def _means(cells: Sequence[Cell]) -> dict[str, float | None]:
     """The mean of every measure over cells; None where none of them has it."""
     rows = {name: [read(cell) for cell in cells] for name, read in MEASURES.items()}
     rows["tokens"] = [max((step.get("generated", NONE) for step in cell["curve"]), default=NONE) for cell in cells]
-    for name in ("mean_weight", "recall", "crucial"):
+    for name in ("mean_weight", "entropy", "grad_norm", "recall", "crucial"):
         steps = [[step[name] for step in cell["curve"] if name in step] for cell in cells]
         rows[name] = [sum(values) / len(values) if values else NONE for values in steps]
     for name in ("winners", "losers", "recall_raw", "crucial_raw", "recall_relative", "crucial_relative"):

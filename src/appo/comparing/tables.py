@@ -30,10 +30,11 @@ def markdown(summary: Mapping[str, Any], settings: Mapping[str, Any], unfinished
 
 
 def _means(summary: Mapping[str, Any]) -> list[str]:
-    head = ["method", "seeds", *_titles(), "tokens, k", "mean weight", ""]
+    head = ["method", "seeds", *_titles(), "tokens, k", "mean weight", "entropy", "grad norm", ""]
     rows = [
         [name, str(len(summary["seeds"].get(name, [0]))), *(_percent(own[measure]) for measure in MEASURES),
-         _number(own["tokens"], 1e-3, 0), _number(own["mean_weight"], 1, 2), variant_of(name).meaning]
+         _number(own["tokens"], 1e-3, 0),
+         *(_number(own[key], 1, 2) for key in ("mean_weight", "entropy", "grad_norm")), variant_of(name).meaning]
         for name, own in summary["means"].items()
     ]  # fmt: skip
     return ["Means over seeds, in per cent:", "", *table(head, rows)]
