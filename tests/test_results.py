@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 from appo.comparing.compare import Comparison, compare
 from appo.comparing.summaries import summary
 from appo.comparing.tables import markdown
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import foretold
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -47,7 +52,7 @@ def test_the_committed_table_is_made_of_the_committed_cells() -> None:
     assert rows(page) == rows(committed)
 
 
-@pytest.mark.parametrize("part", [""])
+@pytest.mark.parametrize("part", ["", " the rest"])
 def test_the_page_shows_rows_of_the_committed_table(part: str) -> None:
     committed = rows((FOLDER / "table.md").read_text(encoding="utf-8"))
     shown = rows(marked(f"benchmarks/results/compare/table.md{part}"))
@@ -55,7 +60,13 @@ def test_the_page_shows_rows_of_the_committed_table(part: str) -> None:
     assert [row for row in shown if row not in committed] == []
 
 
-@pytest.mark.parametrize("mark", ["credit.json", "credit.json one at a time", "credit-blunt.json", "credit-L3.json"])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "credit.json", "credit.json one at a time", "credit-blunt.json", "credit-L3.json",
+        "credit-G4.json", "credit-G16.json",
+    ],
+)  # fmt: skip
 def test_the_page_shows_the_numbers_of_first_steps(mark: str) -> None:
     ways = json.loads((RESULTS / mark.split()[0]).read_text(encoding="utf-8"))["ways"]
     head, *shown = rows(marked(f"benchmarks/results/{mark}"))
@@ -66,6 +77,15 @@ def test_the_page_shows_the_numbers_of_first_steps(mark: str) -> None:
         for key, digits in (("cosine", 2), ("signal", 3), ("credit", 3)):
             expected[key] = f"{own.get(key, float('nan')):.{digits}f}"
         assert values == [expected[key] for key in head[1:]], way
+
+
+def test_the_page_says_how_far_first_steps_foretell_training() -> None:
+    found = foretold.pairs(foretold.read("credit.json"), foretold.read("compare/summary.json"))
+    assert len(found) == 14
+    said = re.findall(r"rank correlation over (\d+) methods is \*\*(0\.\d+)\*\*", PAGE)
+    assert said == [(str(len(found)), f"{foretold.rank_correlation(found):.2f}")]
+    by_hand = {"a": (1.0, 10.0), "b": (2.0, 30.0), "c": (3.0, 20.0), "d": (9.0, 99.0)}
+    assert foretold.rank_correlation(by_hand) == pytest.approx(1 - 6 * 2 / (4 * 15)), "two neighbours are exchanged"
 
 
 def test_nothing_is_run_again_where_all_cells_are_there(tmp_path) -> None:
