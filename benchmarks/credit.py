@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from appo.comparing.ablations import ablation_curves, ablations
-from appo.comparing.cells import config_of
+from appo.comparing.cells import setting_of
 from appo.comparing.controls import World
 from appo.comparing.descriptions import decisive_words
 from appo.comparing.methods import Variant, variant_of
@@ -311,12 +311,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def drawn(found: Mapping[str, Mapping[str, float]]) -> str:
     """The gains of ways that differ in one setting, as an SVG of curves; empty where there are none."""
-
-    def usual(name: str, setting: str) -> Any:
-        return getattr(config_of(name, 0, 1, Path("unused")), setting)
-
     gains = {name: {"gain": (own["gain"], own["low"], own["high"])} for name, own in found.items() if name != "R"}
-    ablated = ablations(list(gains), usual)
+    ablated = ablations(list(gains), setting_of)
     return ablation_curves(ablated, gains, "gain of a first step over dapo's", level=1.0) if ablated else ""
 
 

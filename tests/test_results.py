@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from io import StringIO
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from appo.comparing.compare import Comparison, compare
 from appo.comparing.summaries import summary
@@ -90,11 +93,6 @@ def test_the_page_says_how_far_first_steps_foretell_training() -> None:
 
 def test_nothing_is_run_again_where_all_cells_are_there(tmp_path) -> None:
     """The command that made the table, on a copy of what is committed."""
-    from io import StringIO
-    from shutil import copytree
-
-    from rich.console import Console
-
     copytree(FOLDER, tmp_path / "compare")
     done = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
     console = Console(file=StringIO(), width=300)

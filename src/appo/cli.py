@@ -215,12 +215,11 @@ def _keeping(arguments: argparse.Namespace) -> Keeping | None:
     if not arguments.frame_cache:
         return None
     from appo.caching import Keeping
-    from appo.spotlight import policy_path
+    from appo.spotlight import checkpoint_of
     from appo.video import FrameSampling
 
-    model = str(policy_path()) if arguments.model == "spotlight" else arguments.model
     sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
-    return Keeping(arguments.frame_cache, model, sampling)
+    return Keeping(arguments.frame_cache, checkpoint_of(arguments.model), sampling)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

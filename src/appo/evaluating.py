@@ -20,7 +20,7 @@ from appo.predictions import CLIPS, EvaluationFolder, batches
 from appo.prompts import INSTRUCTIONS, PROMPT_VERSION
 from appo.scoreboard import Progressing
 from appo.scorecard import score
-from appo.spotlight import generate, load_annotations, policy_path
+from appo.spotlight import checkpoint_of, generate, load_annotations
 from appo.spotlight.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.spotlight.world import LEVELS
@@ -121,11 +121,6 @@ def _asking(settings: EvalSettings) -> Asking:
         temperature=0.0 if settings.sample is None else settings.temperature or 1.0,
         seed=settings.seed,
     )
-
-
-def checkpoint_of(model: str) -> str:
-    """What a model named on the command line is loaded from: itself, or the tiny policy's folder."""
-    return str(policy_path()) if model == SPOTLIGHT else model
 
 
 def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:

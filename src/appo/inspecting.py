@@ -14,7 +14,7 @@ from appo.inspection import inspect_question
 from appo.models import load_model, usual_dtype
 from appo.prompts import INSTRUCTION
 from appo.seen_run import SeenRun
-from appo.spotlight import policy_path
+from appo.spotlight import checkpoint_of
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.types import VideoQA
 from appo.video import FrameSampling
@@ -69,7 +69,7 @@ def inspect_video(asked: Asked) -> SeenRun:
     question = VideoQA(Path(asked.video).stem, asked.video, asked.question, asked.answer, kind, asked.options)
     gpu = torch.cuda.is_available()
     model, processor = load_model(
-        policy_path() if tiny else asked.model,
+        checkpoint_of(asked.model),
         dtype=asked.dtype or usual_dtype(),
         trust_remote_code=asked.trust_remote_code,
     )

@@ -28,7 +28,7 @@ from appo.resuming import WholeCheckpoints
 from appo.rewards import reward_functions
 from appo.script import PAPER_REWARDS, SPOTLIGHT, TrainScript
 from appo.sft import VideoSFTTrainer, make_sft_trainer
-from appo.spotlight import generate, policy_path
+from appo.spotlight import checkpoint_of, generate
 from appo.stopping import StopOnSignal
 from appo.trainer import APPOTrainer
 
@@ -50,7 +50,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     tiny = script.model == SPOTLIGHT
     rows = _rows(script, "" if tiny else None, folder, config.seed)
     model, processor = load_model(
-        policy_path() if tiny else script.model,
+        checkpoint_of(script.model),
         trust_remote_code=config.trust_remote_code,
         **loading_settings(script),
         **(config.model_init_kwargs or {}),

@@ -48,12 +48,7 @@ def ablations(methods: Sequence[str], usual: Callable[[str, str], Any]) -> list[
 
 def points_over_dapo(to_dapo: Mapping[str, Mapping[str, Any]]) -> Found:
     """What is drawn of a summary's differences to DAPO, in points; one seed has no interval, only its mean."""
-    found = {}
-    for method, measures in to_dapo.items():
-        own = {name: measures[name] for name in DRAWN}
-        ends = {name: [o["mean"] if o[end] is None else o[end] for end in ("low", "high")] for name, o in own.items()}
-        found[method] = {name: (100 * o["mean"], 100 * ends[name][0], 100 * ends[name][1]) for name, o in own.items()}
-    return found
+    return {method: {name: _points(measures[name]) for name in DRAWN} for method, measures in to_dapo.items()}
 
 
 def ablation_curves(ablated: Sequence[Ablation], found: Found, unit: str, level: float = 0.0) -> str:
@@ -76,6 +71,11 @@ def ablation_curves(ablated: Sequence[Ablation], found: Found, unit: str, level:
     rows = -(-len(shown) // 2)
     foot = f'<g transform="translate(0,{rows * HEIGHT + 16})">{"".join(legend)}</g>'
     return page(rows * HEIGHT + 24, [*panels, foot])
+
+
+def _points(difference: Mapping[str, Any]) -> tuple[float, float, float]:
+    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
+    return 100 * mean, 100 * (mean if low is None else low), 100 * (mean if high is None else high)
 
 
 def _only_difference(base: str, other: str) -> str | None:
@@ -104,19 +104,20 @@ def _panel(one: Ablation, found: Found, unit: str, level: float, place: tuple[fl
     def y(value: float) -> float:
         return TOP + height * (high - value) / span
 
+    def middle(place: int) -> float:
+        return LEFT + width * (place + 0.5) / len(shown)
+
     def x(place: int, shift: int) -> float:
-        return LEFT + width * (place + 0.5) / len(shown) + 4 * (shift - (len(lines) - 1) / 2)
+        return middle(place) + 4 * (shift - (len(lines) - 1) / 2)
 
     marks = [f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#bbbbbb"/>']
     for i, name in enumerate(lines):
-        middles = " ".join(f"{x(k, i):.1f},{y(own[name][0]):.1f}" for k, (_, own) in enumerate(shown))
-        marks.append(f'<polyline fill="none" stroke="{colour(i)}" points="{middles}"/>')
+        means = " ".join(f"{x(k, i):.1f},{y(own[name][0]):.1f}" for k, (_, own) in enumerate(shown))
+        marks.append(f'<polyline fill="none" stroke="{colour(i)}" points="{means}"/>')
         for k, (_, own) in enumerate(shown):
             at, bottom, top = x(k, i), y(own[name][1]), y(own[name][2])
             marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{bottom:.1f}" y2="{top:.1f}" stroke="{colour(i)}"/>')
-    words = [
-        text(LEFT + width * (k + 0.5) / len(shown), TOP + height + 14, v, "middle") for k, (v, _) in enumerate(shown)
-    ]
+    words = [text(middle(k), TOP + height + 14, value, "middle") for k, (value, _) in enumerate(shown)]
     words += [text(LEFT - 4, TOP + 8, f"{high:.3g}", "end"), text(LEFT - 4, TOP + height, f"{low:.3g}", "end")]
     words.append(text(LEFT, TOP - 10, f"{one.base}: {one.setting}, {unit}"))
     return f'<g transform="translate({place[0]},{place[1]})">{"".join(marks)}{"".join(words)}</g>'

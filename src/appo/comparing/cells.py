@@ -199,6 +199,11 @@ def config_of(name: str, seed: int, steps: int, scratch: Path) -> APPOConfig:
         raise ValueError(f"method {name}: {' '.join(str(error).split())}") from error
 
 
+def setting_of(name: str, setting: str, steps: int = 1) -> Any:
+    """The value that a setting has with a variant trained for so many steps."""
+    return getattr(config_of(name, 0, steps, Path("unused")), setting)
+
+
 def _train(variant: Variant, model: Any, processor: Any, questions: Sequence[VideoQA], config: APPOConfig) -> Any:
     curves, rows = Curves(), rows_of(questions, "")
     trainer: Any

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from appo.comparing.ablations import ablation_curves, ablations, points_over_dapo
-from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell
+from appo.comparing.cells import Conditions, config_of, mean_weight, run_cell, setting_of
 from appo.comparing.methods import in_order, variant_of, variants_of
 from appo.comparing.plots import learning_curves
 from appo.comparing.summaries import Cells, share, summary
@@ -238,7 +238,7 @@ def _report(comparison: Comparison) -> dict[str, Any]:
     _replace(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
     if shown := [method for method in comparison.methods if method in result["seeds"]]:
         _replace(comparison.output / "curves.svg", learning_curves(cells, shown))
-    if found := ablations(methods, partial(_setting_of, comparison)):
+    if found := ablations(methods, partial(setting_of, steps=comparison.steps)):
         points = points_over_dapo(result["differences"].get("dapo", {}))
         _replace(comparison.output / "ablations.svg", ablation_curves(found, points, "points over dapo"))
     return result
@@ -255,10 +255,6 @@ def _finished(comparison: Comparison) -> Cells:
         except ValueError as error:
             raise RecordError(f"{file}: no finished cell ({error}); move it away or choose another --output") from error
     return found
-
-
-def _setting_of(comparison: Comparison, method: str, setting: str) -> Any:
-    return getattr(config_of(method, 0, comparison.steps, comparison.output), setting)
 
 
 def _line(comparison: Comparison, cell: CellName) -> str:

@@ -3,7 +3,8 @@
 Everything needed to try reinforcement learning on real video files within minutes on a CPU:
 
 * `generate` writes mp4 clips and their questions; `load_annotations` reads them back as `VideoQA`;
-* `load_policy` returns the shipped tiny Qwen2.5-VL and its processor; `policy_path` is their folder.
+* `load_policy` returns the shipped tiny Qwen2.5-VL and its processor; `policy_path` is their folder;
+* `checkpoint_of` turns a model's name, which may be ``spotlight``, into what is loaded.
 
 Names are looked up lazily, so that `appo.spotlight.world` alone loads neither torch nor transformers.
 """
@@ -18,6 +19,7 @@ _HOME = {
     "generate": "dataset",
     "load_annotations": "dataset",
     "build_policy": "policy",
+    "checkpoint_of": "policy",
     "load_policy": "policy",
     "policy_path": "policy",
 }

@@ -28,6 +28,11 @@ def policy_path() -> Path:
     return Path(__file__).parent / "tiny_policy"
 
 
+def checkpoint_of(model: str) -> str:
+    """What a model named on the command line is loaded from: itself, or the folder of the shipped ``spotlight``."""
+    return str(policy_path()) if model == "spotlight" else model
+
+
 def load_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """The shipped lazy policy in float32, and its processor."""
     return load_model(policy_path())

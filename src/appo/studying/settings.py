@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from appo.evaluating import SPOTLIGHT, EvalSettings, checkpoint_of, questions_of
+from appo.evaluating import SPOTLIGHT, EvalSettings, questions_of
 from appo.models import usual_dtype
 from appo.predictions import CLIPS
 from appo.prompts import PROMPT_VERSION
-from appo.spotlight import generate, load_annotations
+from appo.spotlight import checkpoint_of, generate, load_annotations
 from appo.spotlight.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.spotlight.measure import SAMPLING
 from appo.spotlight.world import LEVELS

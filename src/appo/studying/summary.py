@@ -68,9 +68,8 @@ def score(question: VideoQA, text: str) -> float:
 
 def _right(questions: Sequence[VideoQA], cell: Cell, lines: Mapping[str, Line]) -> list[float]:
     """One number a question; NaN where there is no answer."""
-    tasks = {task.id: task for task in cell.tasks}
-    there = {name for name, task in tasks.items() if name in lines and answers(lines[name], task)}
-    return [score(question, lines[question.id]["text"]) if question.id in there else NONE for question in questions]
+    there = cell.among(lines)
+    return [score(question, there[question.id]["text"]) if question.id in there else NONE for question in questions]
 
 
 def _cell(perceiver: str, reasoner: str, right: Sequence[float]) -> dict[str, Any]:
