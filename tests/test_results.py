@@ -8,7 +8,6 @@ import sys
 from io import StringIO
 from pathlib import Path
 from shutil import copytree
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,17 +18,13 @@ from appo.comparing.tables import markdown
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import between
 import foretold
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FOLDER = RESULTS / "compare"
 PAGE = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
-
-
-def cells() -> dict[tuple[str, int], Any]:
-    read = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((FOLDER / "cells").glob("*.json"))]
-    return {(cell["method"], cell["seed"]): cell for cell in read}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -46,7 +41,7 @@ def marked(name: str) -> str:
 
 
 def test_the_committed_table_is_made_of_the_committed_cells() -> None:
-    found, settings = cells(), json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
+    found, settings = between.read_cells(), json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
     for cell in found.values():
         assert {key: cell[key] for key in settings} == settings
     committed = (FOLDER / "table.md").read_text(encoding="utf-8")
@@ -82,6 +77,16 @@ def test_the_page_shows_the_numbers_of_first_steps(mark: str) -> None:
         assert values == [expected[key] for key in head[1:]], way
 
 
+def test_the_page_shows_the_differences_between_two_others() -> None:
+    cells = between.read_cells()
+    assert rows(marked("benchmarks/between.py"))[1:] == between.rows(cells, between.PAIRS)
+    # By hand, of each seed's share of ones.
+    ones = {name: [cells[name, seed]["levels"]["L1"]["right"].count("1") for seed in range(5)]
+            for name in ("raw-base", "random-frames")}  # fmt: skip
+    points = (sum(ones["raw-base"]) - sum(ones["random-frames"])) / 5 / 1000 * 100
+    assert between.rows(cells, ["raw-base,random-frames"])[0][3].startswith(f"{points:+.1f} (")
+
+
 def test_the_page_says_how_far_first_steps_foretell_training() -> None:
     found = foretold.pairs(foretold.read("credit.json"), foretold.read("compare/summary.json"))
     assert len(found) == 14
@@ -102,5 +107,6 @@ def test_nothing_is_run_again_where_all_cells_are_there(tmp_path) -> None:
     assert console.file.getvalue().count(", 0 to run") == len({len(own) for own in done["seeds"].values()})  # type: ignore[attr-defined]
     again = json.loads((tmp_path / "compare" / "summary.json").read_text(encoding="utf-8"))
     assert {**again, "unfinished": []} == {**done, "unfinished": []}
-    own = [cell["levels"]["L1"]["right"].count("1") / 1000 for (name, _), cell in cells().items() if name == "dapo"]
+    cells = between.read_cells()
+    own = [cell["levels"]["L1"]["right"].count("1") / 1000 for (name, _), cell in cells.items() if name == "dapo"]
     assert again["means"]["dapo"]["L1"] == pytest.approx(sum(own) / len(own))

@@ -43,7 +43,7 @@ def _means(summary: Mapping[str, Any]) -> list[str]:
 def _differences(baseline: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     head = [f"minus {baseline}", "seeds", *_titles()]
     body = [
-        [name, str(len(own["L1"]["each"])), *(_interval(own[measure]) for measure in MEASURES)]
+        [name, str(len(own["L1"]["each"])), *(interval(own[measure]) for measure in MEASURES)]
         for name, own in rows.items()
     ]
     title = (
@@ -107,7 +107,8 @@ def _number(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None or value != value else f"{value * factor:.{digits}f}"
 
 
-def _interval(difference: Mapping[str, Any]) -> str:
+def interval(difference: Mapping[str, Any]) -> str:
+    """A paired difference in points, with interval and p where they are known."""
     mean = _points(difference["mean"])
     if difference["low"] is None:
         return mean
