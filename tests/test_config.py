@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appo import APPOConfig
+from appo.config import check_groups
 from runs import FAST
 
 PRESETS = [
@@ -26,7 +27,6 @@ def test_methods_set_trls_own_knobs(tmp_path, method, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, "device_train_batch_size .* multiple"),
         ({"loss_type": "luspo"}, "loss_type='luspo'"),
         ({"use_liger_kernel": True}, "use_liger_kernel"),
         ({"method": "ppo"}, "method must be one of grpo, dapo, appo"),
@@ -40,12 +40,53 @@ def test_methods_set_trls_own_knobs(tmp_path, method, expected):
         ({"max_resampling_rounds": -1}, "max_resampling_rounds must not be negative"),
         ({"rows_per_chunk": 2, "shared_prefix": False}, "rows_per_chunk splits packed groups"),
         ({"overlong_cache": 8}, "overlong_cache .* smaller than max_completion_length"),
-        (
-            {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 3},
-            "per_device_eval_batch_size",
-        ),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         APPOConfig(str(tmp_path), **{**FAST, **settings})
+
+
+CUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+ROWS = {
+    "video": {"prompt": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]},
+    "picture": {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]},
+    "column": {"prompt": [{"role": "user", "content": "when ?"}], "image": "a.png"},
+    "text": {"prompt": [{"role": "user", "content": "when ?"}]},
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_batches_may_cut_groups_of_text_alone(tmp_path, kind):
+    """TRL takes such sizes for text; groups with pictures or videos stay whole."""
+    message = r"per_device_train_batch_size \(2\) must be a multiple of num_generations \(4\)"
+    args = APPOConfig(str(tmp_path), **{**FAST, **CUT})
+    rows = [ROWS["text"], ROWS[kind]]
+    if kind == "text":
+        check_groups(args, rows, None)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_groups(args, rows, None)
+    with pytest.raises(ValueError, match=message):
+        check_groups(args, [ROWS["text"]], {"held out": rows})
+
+
+def test_batches_of_an_evaluation_are_checked_too(tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 4, "per_device_eval_batch_size": 4}
+    args = APPOConfig(str(tmp_path), **{**FAST, **settings})
+    args.per_device_eval_batch_size = 6
+    with pytest.raises(
+        ValueError, match=r"per_device_eval_batch_size \(6\) must be a multiple of num_generations_eval"
+    ):
+        check_groups(args, [ROWS["video"]])
+
+
+def test_dynamic_sampling_needs_whole_groups_in_a_process(tmp_path):
+    """Two processes of two rows each share a group of four: neither could replace it."""
+    settings = {**FAST, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2}
+    args = APPOConfig(str(tmp_path), **settings)
+    args.num_generations = 4  # as two processes allow
+    with pytest.raises(ValueError, match="samples 2 responses at a time.*set max_resampling_rounds to 0"):
+        check_groups(args, [ROWS["text"]])
+    args.max_resampling_rounds = 0
+    check_groups(args, [ROWS["text"]])

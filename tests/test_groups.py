@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from appo.batches import SeeingModel, batch_weights, by_group, by_row
 from appo.groups import Sample, as_generated, as_groups
-from appo.resampling import FreshRows, is_flat, replace_flat
+from appo.resampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.stopwatch import Stopwatch
 from appo.types import PerceptionWeights
 
-ONE = torch.tensor([1.0])
+ONE = TotalReward(torch.tensor([1.0]))
 
 
 def group_of(*rewards: float, name: str = "") -> list[Sample]:
@@ -34,7 +34,7 @@ def group_of(*rewards: float, name: str = "") -> list[Sample]:
 )
 def test_a_group_is_flat_when_all_total_rewards_are_equal(rewards, weights, flat):
     group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
-    assert is_flat(group, torch.tensor(weights)) is flat
+    assert is_flat(group, TotalReward(torch.tensor(weights))) is flat
 
 
 def test_useful_fresh_groups_replace_flat_ones_in_order():
@@ -110,11 +110,11 @@ def test_weights_of_groups_of_different_lengths_in_one_batch():
     result, metrics = batch_weights([weights, None], mask)
     assert result.tolist() == [[1.5, 1.0, 1.0], [pytest.approx(1.2), pytest.approx(1.7), 1.0], [1.0] * 3, [1.0] * 3]
     assert metrics == {
-        "mean_weight": pytest.approx((1.5 + 1.0 + 1.2 + 1.7 + 4) / 8),
-        "chosen_share": pytest.approx(3 / 8),
-        "crucial_frames": 1.0,
-        "groups_without_crucial_frames": 0.5,
-    }
+        "mean_weight": (pytest.approx(1.5 + 1.0 + 1.2 + 1.7 + 4), 8),
+        "chosen_share": (3, 8),
+        "crucial_frames": (2, 1),
+        "groups_without_crucial_frames": (0, 1),
+    }, "the second group has no frames that could be crucial"
 
 
 def test_calls_about_slices_of_rows_get_the_videos_of_their_groups():

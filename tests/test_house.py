@@ -33,7 +33,8 @@ ROOMS = [
     "appo.sampling", "appo.decoder", "appo.decoding", "appo.frame_folders", "appo.video", "appo.frame_cache",
     "appo.probing", "appo.caching", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.positions", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
-    "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.encoding", "appo.weighing",
+    "appo.groups", "appo.resampling", "appo.batches", "appo.sight", "appo.stopwatch", "appo.vision_tower",
+    "appo.encoding", "appo.weighing",
     "appo.vllm_prompts", "appo.vllm_server", "appo.vllm_rollout",
     "appo.sharding", "appo.processes",
     "appo.models",
@@ -63,7 +64,7 @@ ROOMS = [
 ]  # fmt: skip
 
 LONGEST_FUNCTION = 60
-LONGEST_FILE = 350
+LONGEST_FILE = 400
 
 
 def python_files(*folders: str) -> list[Path]:

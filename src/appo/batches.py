@@ -38,8 +38,10 @@ def by_row(batch: dict[str, Any]) -> dict[str, Any]:
 
 def batch_weights(
     weights_Q: Sequence[PerceptionWeights | None], mask_BN: Tensor, gather: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
     """The token weights of all groups as one float32 (B, N) tensor, 1 where a group has none, and their metrics.
+
+    Each metric is a sum and what it is divided by (tokens, or groups with frames), for a mean over all processes.
 
     Args:
         weights_Q: one entry a group (its N may be shorter than the batch's); None: nothing applies to it.
@@ -50,17 +52,17 @@ def batch_weights(
     mask_QGN = mask_BN.bool().view(len(weights_Q), -1, mask_BN.shape[1])
     weights_QGN = torch.ones(mask_QGN.shape, device=mask_BN.device)
     chosen_QGN = torch.zeros_like(mask_QGN)
-    crucial = [0 if weights is None else int(weights.crucial_F.sum()) for weights in weights_Q]
+    crucial = [int(weights.crucial_F.sum()) for weights in weights_Q if weights is not None]
     for q, weights in enumerate(weights_Q):
         if weights is not None:
             weights_QGN[q, :, : weights.weights_GN.shape[1]] = weights.weights_GN
             chosen_QGN[q, :, : weights.chosen_GN.shape[1]] = weights.chosen_GN
-    tokens = mask_QGN.sum().clamp(min=1)
+    tokens = float(mask_QGN.sum())
     metrics = {
-        "mean_weight": float((weights_QGN * mask_QGN).sum() / tokens),
-        "chosen_share": float((chosen_QGN & mask_QGN).sum() / tokens),
-        "crucial_frames": sum(crucial) / len(crucial),
-        "groups_without_crucial_frames": crucial.count(0) / len(crucial),
+        "mean_weight": (float((weights_QGN * mask_QGN).sum()), tokens),
+        "chosen_share": (float((chosen_QGN & mask_QGN).sum()), tokens),
+        "crucial_frames": (float(sum(crucial)), float(len(crucial))),
+        "groups_without_crucial_frames": (float(crucial.count(0)), float(len(crucial))),
     }
     if gather is not None:
         total, count = gather(torch.stack([(weights_QGN * mask_QGN).sum(), mask_QGN.sum()])[None]).sum(dim=0)

@@ -11,6 +11,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from appo.rollout import has_vision
+
 METHODS = ("grpo", "dapo", "appo", "sft")
 CHOICES = {"strategy": ("soft", "hard", "all"), "divergence": ("kl", "k3"), "frame_attention": ("raw", "relative")}
 
@@ -180,7 +182,8 @@ class APPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         self._apply_method()
         self._check_method_settings()
-        self._check_batches()
+        if self.method == "sft":
+            self.check_whole_groups()  # a group of responses becomes one row
         super().__post_init__()
 
     def _apply_method(self) -> None:
@@ -226,8 +229,12 @@ class APPOConfig(GRPOConfig):
                 f"({self.max_completion_length})"
             )
 
-    def _check_batches(self) -> None:
-        """A group is scored, weighted and trained as a whole, so no batch may cut one."""
+    def check_whole_groups(self) -> None:
+        """A group about pictures or videos is encoded, scored, weighted and trained as a whole: no batch may cut one.
+
+        Raises:
+            ValueError: a batch of these sizes would.
+        """
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
                 f"per_device_train_batch_size ({self.per_device_train_batch_size}) must be a multiple of "
@@ -240,6 +247,31 @@ class APPOConfig(GRPOConfig):
                     f"per_device_eval_batch_size ({self.per_device_eval_batch_size}) must be a multiple of "
                     f"num_generations_eval ({generations}): a group of responses stays in one batch"
                 )
+
+
+def check_groups(args: APPOConfig, *datasets: Any) -> None:
+    """Check the sizes of batches against the rows, before anything is loaded. Streams are checked as they come.
+
+    Args:
+        args: the settings.
+        datasets: tables of rows, dictionaries of tables, streams or None.
+
+    Raises:
+        ValueError: batches would cut groups that must stay whole.
+    """
+    try:
+        args.check_whole_groups()
+    except ValueError:
+        tables = [table for one in datasets for table in (one.values() if isinstance(one, dict) else [one])]
+        if any(has_vision(row) for table in tables if hasattr(table, "__len__") for row in table):
+            raise
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    if args.max_resampling_rounds and rows % args.num_generations:
+        raise ValueError(
+            f"dynamic sampling replaces whole groups, but a process samples {rows} responses at a time, not a multiple "
+            f"of num_generations ({args.num_generations}): set max_resampling_rounds to 0, or another "
+            "per_device_train_batch_size"
+        )
 
 
 def arguments_of(model: Any, args: Any, kwargs: Mapping[str, Any]) -> APPOConfig:

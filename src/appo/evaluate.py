@@ -15,15 +15,7 @@ from appo.frame_cache import FrameCache
 from appo.predictions import Reply, batches
 from appo.prompts import INSTRUCTION, build_messages, parse_response
 from appo.rewards import score_answer
-from appo.rollout import (
-    PromptInputs,
-    VideoCache,
-    encode_prompt,
-    evaluation_mode,
-    generate,
-    message_parts,
-    video_sources,
-)
+from appo.rollout import PromptError, PromptInputs, VideoCache, encode_prompt, evaluation_mode, generate, video_sources
 from appo.statistics import wilson_interval
 from appo.types import VideoQA
 from appo.video import FrameSampling, VideoError
@@ -126,30 +118,12 @@ def _encode(
 
 
 def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> PromptInputs | str:
-    """A question as model inputs, or why its video or image cannot be read."""
+    """A question as model inputs, or why its video, image or text cannot be used."""
     messages = build_messages(question, instruction=instruction)
     try:
-        shown = [videos.read(source) for source in video_sources(messages)]
-        for part in message_parts(messages):
-            if part["type"] == "image":
-                part["image"] = _read_image(part["image"])
-    except (VideoError, _ImageError) as error:
+        return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+    except (VideoError, PromptError) as error:
         return " ".join(str(error).split())
-    return encode_prompt(processor, messages, shown)
-
-
-class _ImageError(ValueError):
-    """An image cannot be read."""
-
-
-def _read_image(path: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _ImageError(f"{path}: cannot be read as an image ({error}); replace the file") from error
 
 
 def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> list[Reply]:

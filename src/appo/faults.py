@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appo.lines import append_line
-from appo.rollout import has_video, video_sources
+from appo.rollout import PromptError, check_text, has_video, open_image, pictures, video_sources
 from appo.video import VideoError
 
 FAULTS = "faults.jsonl"
@@ -33,7 +33,7 @@ class VideoFault:
 
     Attributes:
         step: optimiser steps done before.
-        file: its video.
+        file: its video or picture; empty: its text cannot be used.
         id: of the row; empty if it has none.
         reason: one line.
     """
@@ -77,17 +77,30 @@ class VideoFaults:
         """Know what was known when `state` was taken."""
         self.files, self.count = set(state["files"]), state["count"]
 
-    def can_show(self, row: Mapping[str, Any], videos: Reader, step: int) -> bool:
-        """Whether all videos of a row can be read now; they are. Else it is noted why not."""
-        file = ""
+    def can_show(self, row: Mapping[str, Any], videos: Reader, step: int, forbidden: Sequence[str] = ()) -> bool:
+        """Whether a row can be shown now. Else it is noted why not.
+
+        Args:
+            row: of the dataset. Its videos are read, its picture files opened.
+            videos: reads them.
+            step: optimiser steps done before.
+            forbidden: texts that no question may hold (:func:`appo.rollout.placeholders`).
+        """
+        prompt, file = row["prompt"], ""
         try:
-            for source in video_sources(row["prompt"]) if has_video(row["prompt"]) else ():
+            if isinstance(prompt, list):
+                check_text(prompt, forbidden)
+            for source in video_sources(prompt) if has_video(prompt) else ():
                 file = source.path
                 videos.read(source)
                 self._healed |= {file} & self.files
-        except VideoError as error:
-            reason = " ".join(str(error).split())
-            self._new.append(VideoFault(step, file or error.path, str(row.get("id", "")), reason))
+            for picture in pictures(prompt):
+                file = picture if isinstance(picture, str) else ""
+                open_image(picture)
+                self._healed |= {file} & self.files
+        except (VideoError, PromptError) as error:
+            reason, path = " ".join(str(error).split()), getattr(error, "path", "")
+            self._new.append(VideoFault(step, file or path, str(row.get("id", "")), reason))
             return False
         return True
 
@@ -123,7 +136,7 @@ class VideoFaults:
         self._new, self._healed = [], set()
         found = [fault for faults, _, _ in said for fault in faults]
         self.files -= {file for _, healed, _ in said for file in healed}
-        self.files |= {fault.file for fault in found}
+        self.files |= {fault.file for fault in found} - {""}
         self.count += len(found)
         if found and len(self.files) > self._limit:
             self.stop = (

@@ -26,7 +26,8 @@ class Sample:
         completion_ids: token ids of the response, EOS included.
         completion: the response as reward functions see it.
         logprobs: log-probabilities of the sampler, where it reports them (vLLM).
-        inputs: model inputs of the prompt; the same object for all responses of a group. None: no vision.
+        inputs: model inputs of the prompt; the same object for all responses of a group. None: the rollout is TRL's.
+        images: the prompt's pictures as TRL's ``_generate`` returns them; None: there are none, or ``inputs`` has them.
         rewards: (reward functions,) float32, NaN where a function abstained.
         extras: columns a reward function logged for this response.
     """
@@ -38,6 +39,7 @@ class Sample:
     logprobs: list[float] | None
     inputs: PromptInputs | None
     rewards: Tensor
+    images: list[Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,8 +67,8 @@ class Rollout:
     """State of one generation batch, between the methods TRL calls one after another.
 
     Attributes:
-        rows: (B,) dataset rows, each G times; replaced in place by dynamic sampling.
-        sees: some prompt has a video, so that all prompts take our path; else all take TRL's.
+        rows: (B,) dataset rows, each G times, all their columns.
+        sees: some prompt in some process has a video (or picture), so that all take our path; else all take TRL's.
         encoded: model inputs of the prompts last tokenised, one a row; None on TRL's path.
         carried: of the same prompts, what travels to vLLM in the place of a row's images; empty without vLLM.
         groups: the responses, once all rounds of sampling are over.
@@ -88,7 +90,6 @@ class Rollout:
         """End sampling with these groups; returns their samples, one a row."""
         samples = [sample for group in groups for sample in group]
         self.groups = groups
-        self.rows[:] = [sample.row for sample in samples]
         self.rewards = torch.stack([sample.rewards for sample in samples])
         return samples
 
@@ -103,7 +104,7 @@ def as_groups(
     responses: int,
 ) -> list[Group]:
     """What TRL's ``_generate`` returned for B rows, with their rewards (R functions), as groups of ``responses``."""
-    prompt_ids, completion_ids, _, completions, logprobs, _, _, _ = generated
+    prompt_ids, completion_ids, _, completions, logprobs, _, images, _ = generated
     samples = [
         Sample(
             row={**rows[i], "prompt": prompts[i]},
@@ -113,6 +114,7 @@ def as_groups(
             logprobs=None if logprobs is None else logprobs[i],
             inputs=encoded[i],
             rewards=rewards_BR[i],
+            images=None if images is None else images[i],
             extras={column: values[i] for column, values in extras.items()},
         )
         for i in range(len(rows))
@@ -122,7 +124,8 @@ def as_groups(
 
 def as_generated(samples: Sequence[Sample], generated: tuple[Any, ...]) -> tuple[Any, ...]:
     """The samples as TRL's ``_generate`` returns them; what has no rows is taken from ``generated``."""
-    _, _, tool_mask, _, logprobs, extra_fields, images, tool_images = generated
+    _, _, tool_mask, _, logprobs, extra_fields, _, tool_images = generated
+    images = [sample.images for sample in samples]
     return (
         [sample.prompt_ids for sample in samples],
         [sample.completion_ids for sample in samples],
@@ -130,6 +133,6 @@ def as_generated(samples: Sequence[Sample], generated: tuple[Any, ...]) -> tuple
         [sample.completion for sample in samples],
         None if logprobs is None else [sample.logprobs for sample in samples],
         extra_fields,
-        images,
+        images if any(images) else None,
         tool_images,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 Result = TypeVar("Result")
 
@@ -50,3 +50,13 @@ def on_main(work: Callable[[], Result]) -> Result:
         raise ToldElsewhere
     done: Result = result
     return done
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is so in one of the processes at least. Every process must call this, at the same point."""
+    return any(gather_object([flag]))
+
+
+def most_of_all(count: int) -> int:
+    """The largest of the processes' numbers. Every process must call this, at the same point."""
+    return int(max(gather_object([count])))

@@ -22,6 +22,10 @@ Messages = list[dict[str, Any]]
 PromptInputs = dict[str, Any]
 
 
+class PromptError(ValueError):
+    """A prompt's picture or text cannot be used. The message names it, what is wrong and the fix, in one line."""
+
+
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
     """The model without dropout meanwhile; afterwards it is in the mode that it was in before."""
@@ -109,6 +113,20 @@ def has_video(messages: Any) -> bool:
     return isinstance(messages, list) and any(part["type"] == "video" for part in message_parts(messages))
 
 
+def pictures(messages: Any) -> list[Any]:
+    """The images of a dataset's ``prompt``, in order: paths or PIL images; a string has none."""
+    if not isinstance(messages, list):
+        return []
+    return [part["image"] for part in message_parts(messages) if part["type"] == "image"]
+
+
+def has_vision(row: Mapping[str, Any]) -> bool:
+    """Whether a dataset's row shows videos or pictures, in its prompt or in a column that TRL takes pictures from."""
+    prompt = row.get("prompt")
+    parts = message_parts(prompt) if isinstance(prompt, list) else ()
+    return bool(row.get("images") or row.get("image")) or any(part["type"] in ("image", "video") for part in parts)
+
+
 def message_parts(messages: Messages) -> Iterator[dict[str, Any]]:
     """All parts of a conversation's messages, in order; plain text messages have none."""
     for message in messages:
@@ -129,10 +147,14 @@ def encode_prompt(
 
     Returns:
         Tensors; ``input_ids`` is (1, P) with all placeholders expanded.
+
+    Raises:
+        PromptError: a picture cannot be read, or a text holds a placeholder.
     """
     messages = clean_messages(messages)
+    check_text(messages, placeholders(processor))
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
-    images = [open_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"]
+    images = [open_image(image) for image in pictures(messages)]
     vision: dict[str, Any] = {"images": images} if images else {}
     if videos:
         vision |= {
@@ -148,13 +170,35 @@ _MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
 
 
 def open_image(image: Any) -> Any:
-    """An image part's picture: a file is opened, a picture stays as it is."""
-    if isinstance(image, str):
-        from PIL import Image
+    """An image part's picture: a file is opened, a picture stays as it is. Raises PromptError for a bad file."""
+    if not isinstance(image, str):
+        return image
+    from PIL import Image
 
+    try:
         with Image.open(image) as opened:
             return opened.convert("RGB")
-    return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PromptError(f"{image}: cannot be read as an image ({error}); replace the file") from error
+
+
+def placeholders(processor: Any) -> tuple[str, ...]:
+    """The texts that a processor replaces by the tokens of a picture or a video, wherever they stand."""
+    names = ("image_token", "video_token")
+    return tuple(filter(None, (getattr(processor, name, None) for name in names)))
+
+
+def check_text(messages: Messages, forbidden: Sequence[str]) -> None:
+    """Assert that no text of a conversation holds a placeholder: it would ask for a picture that is not there.
+
+    Raises:
+        PromptError: one does.
+    """
+    for message in clean_messages(messages):
+        for part in message["content"]:
+            for text in forbidden:
+                if text in (part.get("text") or ""):
+                    raise PromptError(f"a question holds {text} as text, which stands for a picture; take it out")
 
 
 def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:

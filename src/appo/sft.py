@@ -28,7 +28,7 @@ from appo.prompts import FORMATS
 from appo.recording import MetricsRecorder
 from appo.records import RunFolder
 from appo.resuming import WholeCheckpoints
-from appo.rollout import VideoCache, evaluation_mode, without_pixels
+from appo.rollout import VideoCache
 from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
 from appo.video import FrameSampling
@@ -198,11 +198,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        if sees:
-            assert_sight(model, log_probs, inputs)
-        else:
-            with evaluation_mode(model), torch.no_grad():
-                log_probs(inputs), log_probs(without_pixels(inputs))
+        assert_sight(model, log_probs, inputs, sees)
 
 
 def make_sft_trainer(

@@ -17,6 +17,28 @@ Result = TypeVar("Result")
 _METHOD = "_appo_forward"
 
 
+def is_sharded(model: Any) -> bool:
+    """Whether parameters lie in pieces on several processes, so that every pass of a layer is made by all of them.
+
+    Args:
+        model: the policy as accelerate prepared it.
+    """
+    return isinstance(model, FSDPModule) or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def generate_together(model: Any, base: Any) -> None:
+    """Have transformers' ``generate`` go on in every process until all have ended: a step is a pass of all layers.
+
+    It does so by itself for FSDP1 and ZeRO-3, and for FSDP2 where transformers, not accelerate, has sharded the model.
+
+    Args:
+        model: the policy as accelerate prepared it.
+        base: the Hugging Face model that generates.
+    """
+    if isinstance(model, FSDPModule):
+        base._is_fsdp_managed_module = True
+
+
 def as_forward(model: Any, work: Callable[[], Result]) -> Result:
     """Do `work` as if it were a forward pass of the model: what it needs of the parameters is there.
 

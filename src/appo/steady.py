@@ -5,7 +5,7 @@ Shape suffixes: B rows = Q groups x G responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
+from trl.data_utils import prepare_multimodal_messages
 
 from appo.checkpoints import CheckpointError, checkpoint_name, problem, whole_folder
 from appo.faults import FaultyVideosError, VideoFaults
@@ -20,6 +21,10 @@ from appo.replays import FOLDER, NotFiniteError, write_description, write_tensor
 from appo.resampling import FreshRows
 from appo.resuming import ResumableTrainer
 from appo.reward_faults import watched
+from appo.rollout import clean_messages, placeholders
+
+# Columns whose pictures TRL puts into the prompt.
+PICTURE_COLUMNS = ("images", "image")
 
 
 class SteadyTrainer(ResumableTrainer):
@@ -37,7 +42,7 @@ class SteadyTrainer(ResumableTrainer):
         self._batches: list[Any] = []
         super().__init__(*args, **kwargs)
         self.reward_funcs = [watched(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
-        self._fresh = FreshRows(self.train_dataset, self.args.seed + self.accelerator.process_index)
+        self._fresh = FreshRows(self.train_dataset, self.args.seed + self.accelerator.process_index, self._prepared)
         self.keep("fresh rows", self._fresh.state, self._fresh.restore)
         folder, limit = Path(self.args.output_dir), self.args.max_faulty_videos
         self._faults = VideoFaults(folder, limit, self.accelerator.is_main_process)
@@ -53,6 +58,8 @@ class SteadyTrainer(ResumableTrainer):
             FaultyVideosError: no process, or not every one, finds rows that can be shown.
         """
         G, before = self.num_generations, self._fresh.state()
+        if len(rows) % G:  # groups that other processes share: text alone, which can always be shown
+            return rows
         check = self._faults.patient(self._can_show)
         shown = self._attempt(lambda: [row if check(row) else self._fresh.draw(1, check)[0] for row in rows[::G]])
         if shown is None:
@@ -73,8 +80,27 @@ class SteadyTrainer(ResumableTrainer):
         self._metrics["train"]["faults/videos"] = [float(self._faults.count)]
         return rows
 
+    def _prepared(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the pictures of its columns (TRL's ``images`` or ``image``) in its prompt.
+
+        Raises:
+            ValueError: they do not fit the prompt; names the row and the column.
+        """
+        column = next((name for name in PICTURE_COLUMNS if row.get(name)), None)
+        if column is None or not self._is_vlm or not isinstance(row["prompt"], list):
+            return row
+        images = row[column] if column == "images" else [row[column]]
+        try:
+            return {**row, "prompt": prepare_multimodal_messages(clean_messages(row["prompt"]), images=images)}
+        except ValueError as error:
+            raise ValueError(
+                f"row {row.get('id', '?')}: column `{column}`: {error} Write a part {{'type': 'image'}} into the "
+                "prompt for each of its pictures, or leave the column out"
+            ) from error
+
     def _can_show(self, row: dict[str, Any]) -> bool:
-        return self._faults.can_show(row, self.encoder.videos, self.state.global_step)
+        forbidden = placeholders(self.processing_class) if self._is_vlm else ()
+        return self._faults.can_show(row, self.encoder.videos, self.state.global_step, forbidden)
 
     def _checkpoint_of_last_step(self) -> str:
         """Write it, if the step now begun has done nothing yet; what to say about it."""
@@ -91,6 +117,14 @@ class SteadyTrainer(ResumableTrainer):
         """Log a number averaged over processes."""
         gathered = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
         self._metrics["train"][name].append(float(gathered.mean()))
+
+    def _log_means(self, prefix: str, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Log sums divided by counts, of all processes together; nothing where all counts are 0."""
+        pairs = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
+        totals = self.accelerator.gather(pairs[None]).sum(dim=0).tolist()
+        for name, (total, count) in zip(sums, totals, strict=True):
+            if count:
+                self._metrics["train"][f"{prefix}{name}"].append(total / count)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)

@@ -7,35 +7,43 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded), F f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
 from appo.attention import use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
-from appo.config import APPOConfig, arguments_of
+from appo.config import APPOConfig, arguments_of, check_groups
 from appo.decoder import Decoder
 from appo.encoding import PromptEncoder
 from appo.frame_cache import cache_in
 from appo.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
-from appo.packing import unwrap
-from appo.resampling import is_flat, resample
-from appo.rollout import PromptInputs, VideoCache, has_video, respond, vision_token_ids
+from appo.packing import PACKABLE, unwrap
+from appo.processes import any_process, most_of_all
+from appo.resampling import TotalReward, is_flat, resample
+from appo.rollout import PromptInputs, VideoCache, evaluation_mode, has_video, pictures, respond, vision_token_ids
 from appo.scoring import score_group
-from appo.sharding import as_forward
+from appo.sharding import as_forward, generate_together, is_sharded
 from appo.sight import assert_sight
-from appo.steady import SteadyTrainer
+from appo.steady import PICTURE_COLUMNS, SteadyTrainer
 from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
+from appo.vision_tower import equal_vision_passes
 from appo.vllm_rollout import VideoEngine
 from appo.weighing import Weigher
+
+# Arguments of GRPOTrainer behind the settings.
+_REST = list(inspect.signature(GRPOTrainer.__init__).parameters)[4:]
 
 
 class APPOTrainer(SteadyTrainer):
@@ -61,11 +69,15 @@ class APPOTrainer(SteadyTrainer):
     ) -> None:
         args = arguments_of(model, args, kwargs)
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        weights = args.reward_weights
+        weights, kwargs = args.reward_weights, {**dict(zip(_REST, rest, strict=False)), **kwargs}
         if args.overlong_cache:
             reward_funcs.append(get_soft_overlong_punishment(args.max_completion_length, args.overlong_cache))
             args.reward_weights = None if weights is None else [*weights, 1.0]
-        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+            classes = kwargs.get("reward_processing_classes")
+            if classes is not None:
+                kwargs["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
+        check_groups(args, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        super().__init__(model, reward_funcs, args, **kwargs)
         args.reward_weights = weights
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
         self.weigher = Weigher(args.weight_settings, self._accuracy_column, self.temperature, args.frame_attention)
@@ -86,8 +98,11 @@ class APPOTrainer(SteadyTrainer):
         self._rollout: Rollout | None = None
         self._seen_prompts: Sequence[PromptInputs] | None = None
         self._seen_responses = 1
+        self._shows_pictures = self._is_vlm and self._base_model.config.model_type in PACKABLE
         if args.freeze_vision_tower and self._is_vlm:
             self._base_model.base_model.visual.requires_grad_(False)
+        elif self._shows_pictures and self.accelerator.num_processes > 1:
+            equal_vision_passes(self._base_model)
         if args.shared_prefix and self._is_vlm:
             use_appo_attention(self._base_model)
         if self.ref_model is not None:
@@ -122,14 +137,31 @@ class APPOTrainer(SteadyTrainer):
     # -- the rollout, in the order TRL calls it ------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._shown_rows(list(inputs)) if self.model.training else list(inputs)
-        self._rollout = rollout = Rollout(rows, any(has_video(row["prompt"]) for row in inputs))
-        self._seen_prompts = None
-        output: dict[str, Any] = super()._generate_and_score_completions(rollout.rows)
+        rows = [self._prepared(row) for row in inputs]
+        rows = self._shown_rows(rows) if self.model.training else rows
+        # One answer for all processes: each path has collective calls of its own.
+        sees = any_process(any(self._shows(row["prompt"]) for row in rows))
+        if sees:
+            self.args.check_whole_groups()
+        self._rollout, self._seen_prompts = Rollout(rows, sees), None
+        try:
+            return self._scored(self._rollout)
+        finally:
+            self._rollout = self._seen_prompts = None
+
+    def _shows(self, prompt: Any) -> bool:
+        """Whether a prompt takes our path: it has a video, or a picture that this model's packed groups can hold."""
+        return has_video(prompt) or (self._shows_pictures and bool(pictures(prompt)))
+
+    def _scored(self, rollout: Rollout) -> dict[str, Any]:
+        """TRL's batch of a rollout; with videos or pictures by group, and weighted."""
+        # The pictures of columns are in the prompts by now.
+        rows = [{name: row[name] for name in row if name not in PICTURE_COLUMNS} for row in rollout.rows]
+        output: dict[str, Any] = super()._generate_and_score_completions(rows if self._is_vlm else rollout.rows)
         self.encoder.forget()
-        if self._seen_prompts is None:
-            return output
         prompts = self._seen_prompts
+        if prompts is None:
+            return output
         if self.model.training:
             scored = self._score(rollout, prompts, output["advantages"])
             if self.args.method == "appo":
@@ -137,17 +169,16 @@ class APPOTrainer(SteadyTrainer):
                 weights_BN, metrics = batch_weights([g.weights for g in scored], output["completion_mask"], gather)
                 # Method step 9: weights >= 0 commute with the clip, so they go into the advantages.
                 output["advantages"] = output["advantages"][:, None] * weights_BN
-                for name, value in metrics.items():
-                    self._log_mean(f"appo/{name}", value)
+                self._log_means("appo/", metrics)
             if self.on_rollout is not None:
                 self.on_rollout(self.state.global_step, scored)
-        self._seen_prompts = None
         return {**by_group(output, self._seen_responses), "vision": list(prompts)}
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        assert self._rollout is not None
         rollout, train = self._rollout, self.model.training
         generated: tuple[Any, ...] = super()._generate(prompts)
+        if rollout is None or not (rollout.sees or (train and self.args.max_resampling_rounds)):
+            return generated
         generations = self.num_generations if train else self.num_generations_eval
         if not train:
             self._see(rollout.encoded[::generations], generations)
@@ -164,8 +195,7 @@ class APPOTrainer(SteadyTrainer):
         # TRL asks for old log-probabilities first of all, if it does: for vLLM, or if several updates share a rollout.
         stale = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
         stale = stale or (self.use_vllm and self.vllm_importance_sampling_correction)
-        seen = self._seen_prompts is not None
-        rollout.wants_old_log_probs = self.args.method == "appo" and stale and seen
+        rollout.wants_old_log_probs = self.args.method == "appo" and stale and rollout.sees
         return as_generated(samples, generated)
 
     def _see(self, prompts: Sequence[PromptInputs | None], responses: int) -> None:
@@ -175,33 +205,44 @@ class APPOTrainer(SteadyTrainer):
         self._seen_responses = responses
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]:
-        assert self._rollout is not None
-        if not self._rollout.sees:
-            self._rollout.encoded = [None] * len(prompts)
+        rollout = self._rollout
+        if rollout is None or not rollout.sees:
+            if rollout is not None:
+                rollout.encoded = [None] * len(prompts)
             return tuple(super()._tokenize_prompts(prompts))
         with self.watch("decode"):
             generations = self.num_generations if self.model.training else self.num_generations_eval
-            # Once a group, however alike groups are: sharded processes must make the same number of calls.
+            self._check_sight(prompts)
             encoded = [inputs for inputs in map(self._encode, prompts[::generations]) for _ in range(generations)]
             if self._engine is not None:
-                self._rollout.carried = self._engine.carry(self.encoder, prompts, encoded)
-        self._rollout.encoded = list(encoded)
+                rollout.carried = self._engine.carry(self.encoder, prompts, encoded)
+        rollout.encoded = list(encoded)
         return [inputs["input_ids"][0].tolist() for inputs in encoded], None, {}
 
     def _encode(self, prompt: Any) -> PromptInputs:
         inputs = self.encoder.read(self._base_model, prompt)
-        if has_video(prompt) and not self._checked_sight:
-            assert_sight(self.model, self._log_probs_of_own_words, inputs)
-            self._checked_sight = True
-        return self._as_forward(self.encoder.see, self._base_model, prompt, inputs)  # type: ignore[no-any-return]
+        return self._as_forward(self.encoder.see, self._base_model, prompt, inputs, self._agree)  # type: ignore[no-any-return]
+
+    def _agree(self, passes: int) -> int:
+        """How often all processes run the vision tower for a prompt, where they must run it together."""
+        return most_of_all(passes) if is_sharded(self.model_wrapped) else passes
+
+    def _check_sight(self, prompts: Sequence[Any]) -> None:
+        """Before the first prompt with a video in any process; the others make the same passes about one of theirs."""
+        if self._checked_sight or not any_process(any(map(has_video, prompts))):
+            return
+        prompt = next(filter(has_video, prompts), prompts[0])
+        inputs = self.encoder.read(self._base_model, prompt)
+        assert_sight(self.model, self._log_probs_of_own_words, inputs, has_video(prompt))
+        self._checked_sight = True
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> Any:
-        assert self._rollout is not None
-        prompts = [inputs for inputs in self._rollout.encoded[::num_generations] if inputs is not None]
+        rollout = self._rollout or Rollout([], sees=False)
+        prompts = [inputs for inputs in rollout.encoded[::num_generations] if inputs is not None]
         if self.use_vllm or not prompts:
-            images = self._rollout.carried or images
+            images = rollout.carried or images
             with self.watch("generate"):
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         unwrapping = unwrap_model_for_generation(
@@ -212,16 +253,19 @@ class APPOTrainer(SteadyTrainer):
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
         whole = self._dist.summon_full_params(self.model_wrapped, recurse=False)
-        with self.watch("generate"), unwrapping as model, whole:
+        generate_together(self.model_wrapped, self._base_model)
+        with self.watch("generate"), unwrapping as model, whole, evaluation_mode(self.model):
             pad = self._tokenizer.pad_token_id
             groups = respond(model, pad, prompts, num_generations, generation_config=self.generation_config)
         return [ids.tolist() for group in groups for ids in group], None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        if self._rollout is not None and self._rollout.rewards is not None:
-            gathered: Tensor = self.accelerator.gather(self._rollout.rewards)
+        rollout = self._rollout
+        if rollout is not None and rollout.rewards is not None:
+            gathered: Tensor = self.accelerator.gather(rollout.rewards)
             return gathered
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # type: ignore[no-any-return]
+        rows = inputs if rollout is None else rollout.rows  # these have the columns of pictures too
+        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)  # type: ignore[no-any-return]
 
     # -- dynamic sampling ------------------------------------------------------------------------------------------
 
@@ -240,22 +284,21 @@ class APPOTrainer(SteadyTrainer):
 
     def _resample(self, groups: list[Group]) -> list[Group]:
         """Replace groups whose rewards are all equal by fresh prompts, for a bounded number of rounds."""
-        weights = self.reward_weights.to(groups[0][0].rewards.device)
-        total = torch.stack([(sample.rewards * weights).nansum() for group in groups for sample in group])
-        self._log_mean("resampling/first_round_reward", float(total.mean()))
+        rewards_BR = torch.stack([sample.rewards for group in groups for sample in group])
+        given = TotalReward(self.reward_weights)(rewards_BR)
+        self._log_means("resampling/", {"first_round_reward": (float(given.nansum()), float((~given.isnan()).sum()))})
+        total = TotalReward(self.reward_weights, self.multi_objective_aggregation)
         # Every process generates as many groups as the one that needs most: they meet in the same collectives.
-        groups, replaced = resample(
-            groups, weights, self.args.max_resampling_rounds, self._fresh_groups, lambda n: max(gather_object([n]))
-        )
+        groups, replaced = resample(groups, total, self.args.max_resampling_rounds, self._fresh_groups, most_of_all)
         self._log_mean("resampling/replaced_groups", replaced / len(groups))
-        self._log_mean("resampling/flat_groups", sum(is_flat(group, weights) for group in groups) / len(groups))
+        self._log_mean("resampling/flat_groups", sum(is_flat(group, total) for group in groups) / len(groups))
         return groups
 
     def _fresh_groups(self, count: int) -> list[Group]:
         assert self._rollout is not None
         sees = self._rollout.sees
         # A rollout without any video takes TRL's own path as a whole, so no video may join it.
-        fresh = self._draw_shown(count, keep=lambda row: sees or not has_video(row["prompt"]))
+        fresh = self._draw_shown(count, keep=lambda row: sees or not self._shows(row["prompt"]))
         if not fresh:
             return []
         rows = [row for row in fresh for _ in range(self.num_generations)]
@@ -270,19 +313,21 @@ class APPOTrainer(SteadyTrainer):
         if self._rollout is not None and self._rollout.wants_old_log_probs:
             self._rollout.wants_old_log_probs = False
             return self._old_log_probs(logits_to_keep), None, None
-        if self._seen_prompts is not None:
-            about = (self._seen_prompts, self._seen_responses, self._base_model)
-            packed = self.args.shared_prefix
-            model = PackedModel(model, *about, self.args.rows_per_chunk) if packed else SeeingModel(model, *about)
-        return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        rest: Any = (input_ids, attention_mask, logits_to_keep, *args)
+        if self._seen_prompts is None:
+            return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
+        about = (self._seen_prompts, self._seen_responses, self._base_model)
+        packed = self.args.shared_prefix
+        model = PackedModel(model, *about, self.args.rows_per_chunk) if packed else SeeingModel(model, *about)
+        # Old and reference log-probabilities are those of a policy without dropout, as it has sampled.
+        with nullcontext() if torch.is_grad_enabled() else evaluation_mode(self.model):
+            return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
 
     def _log_probs_of_own_words(self, inputs: PromptInputs) -> Tensor:
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
         ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
-        self._see([self._as_forward(self.encoder.look, self._base_model, inputs)], 1)
+        self._see([self._as_forward(self.encoder.look, self._base_model, inputs, self._agree)], 1)
         log_probs: Tensor
         log_probs, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), words)
         self._seen_prompts = None
@@ -291,19 +336,22 @@ class APPOTrainer(SteadyTrainer):
     def _score(self, rollout: Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
         """Weigh each group (method steps 1-8), scoring it first unless that is done; other methods do neither."""
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
+        wanted = [self.args.method == "appo" and "video_grid_thw" in prompt for prompt in prompts]
+        together = gather_object([wanted]) if is_sharded(self.model_wrapped) and not rollout.scores else [wanted]
         scored = []
         for q, (group, prompt, advantages_G) in enumerate(zip(rollout.groups, prompts, advantages_QG, strict=True)):
             times = self.encoder.videos.timestamps(group[0].row["prompt"])
-            scores = None
-            if self.args.method == "appo" and "video_grid_thw" in prompt:
-                scores = rollout.scores[q] if rollout.scores else self._score_group(group, prompt)
-            scored.append(ScoredGroup(group, times, advantages_G, scores, None))
+            scores = rollout.scores[q] if rollout.scores else None
+            if scores is None and any(process[q] for process in together):  # where sharded, all score if one does
+                scores = self._score_group(group, prompt)
+            scored.append(ScoredGroup(group, times, advantages_G, scores if wanted[q] else None, None))
         with self.watch("weights"):
             self.weigher.remember(scored, gather_object)
             return [self._as_forward(self.weigher, self._base_model, group) for group in scored]
 
     def _score_group(self, group: Group, prompt: PromptInputs) -> GroupScores:
-        with torch.no_grad(), self.watch("score"), self.accelerator.autocast():
+        # Without dropout: the weights are those of the policy that has sampled, and no random number is drawn.
+        with torch.no_grad(), self.watch("score"), self.accelerator.autocast(), evaluation_mode(self.model):
             scores: GroupScores = self._as_forward(
                 score_group,
                 self._base_model,
