@@ -76,7 +76,7 @@ def test_batches_of_an_evaluation_are_checked_too(tmp_path):
     args = APPOConfig(str(tmp_path), **{**FAST, **settings})
     args.per_device_eval_batch_size = 6
     with pytest.raises(
-        ValueError, match=r"per_device_eval_batch_size \(6\) must be a multiple of num_generations_eval"
+        ValueError, match=r"eval_batch_size \(6\) must be a multiple of num_generations_eval"
     ):
         check_groups(args, [ROWS["video"]])
 
@@ -86,7 +86,7 @@ def test_dynamic_sampling_needs_whole_groups_in_a_process(tmp_path):
     settings = {**FAST, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2}
     args = APPOConfig(str(tmp_path), **settings)
     args.num_generations = 4  # as two processes allow
-    with pytest.raises(ValueError, match="samples 2 responses at a time.*set max_resampling_rounds to 0"):
+    with pytest.raises(ValueError, match=r"samples 2 responses at a time.*set max_resampling_rounds to 0"):
         check_groups(args, [ROWS["text"]])
     args.max_resampling_rounds = 0
     check_groups(args, [ROWS["text"]])
