@@ -75,9 +75,7 @@ def test_batches_of_an_evaluation_are_checked_too(tmp_path):
     settings = {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 4, "per_device_eval_batch_size": 4}
     args = APPOConfig(str(tmp_path), **{**FAST, **settings})
     args.per_device_eval_batch_size = 6
-    with pytest.raises(
-        ValueError, match=r"eval_batch_size \(6\) must be a multiple of num_generations_eval"
-    ):
+    with pytest.raises(ValueError, match=r"eval_batch_size \(6\) must be a multiple of num_generations_eval"):
         check_groups(args, [ROWS["video"]])
 
 

@@ -90,8 +90,9 @@ class SteadyTrainer(ResumableTrainer):
         if column is None or not self._is_vlm or not isinstance(row["prompt"], list):
             return row
         images = row[column] if column == "images" else [row[column]]
+        prompt = [one if isinstance(one["content"], str) else clean_messages([one])[0] for one in row["prompt"]]
         try:
-            return {**row, "prompt": prepare_multimodal_messages(clean_messages(row["prompt"]), images=images)}
+            return {**row, "prompt": prepare_multimodal_messages(prompt, images=images)}
         except ValueError as error:
             raise ValueError(
                 f"row {row.get('id', '?')}: column `{column}`: {error} Write a part {{'type': 'image'}} into the "
