@@ -122,14 +122,16 @@ def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(quest
         replace(questions[0], id="video", video=str(broken)),
         replace(questions[0], id="gone", video=str(tmp_path / "gone.mp4")),
         replace(questions[0], id="picture", image=str(picture)),
+        replace(questions[0], id="placeholder", question="what does <|video_pad|> mean ?"),
     ]
     asked = [bad[0], questions[1], *bad[1:], questions[2]]
     found = [reply for one in answer(model, processor, batches(asked, 4), ASKING) for reply in one.replies]
-    assert [bool(reply.error) for reply in found] == [True, False, True, True, False]
+    assert [bool(reply.error) for reply in found] == [True, False, True, True, True, False]
     assert [reply.id for reply in found] == [question.id for question in asked]
     assert "broken.mp4: cannot be decoded" in found[0].error
     assert "gone.mp4: cannot be opened" in found[2].error
     assert "broken.png: cannot be read as an image" in found[3].error
+    assert "holds <|video_pad|> as text" in found[4].error
     assert not any(reply.texts or "\n" in reply.error for reply in found if reply.error)
     (only,) = answer(model, processor, [(0, [bad[0]])], ASKING)
     assert only.replies[0].error == found[0].error

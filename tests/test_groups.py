@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appo.batches import SeeingModel, batch_weights, by_group, by_row
@@ -35,6 +36,56 @@ def group_of(*rewards: float, name: str = "") -> list[Sample]:
 def test_a_group_is_flat_when_all_total_rewards_are_equal(rewards, weights, flat):
     group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
     assert is_flat(group, TotalReward(torch.tensor(weights))) is flat
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "aggregation", "flat"),
+    [
+        # A response that no function has rewarded is left out: TRL's mean is that of the others.
+        ([[1.0, NAN], [1.0, NAN], [NAN, NAN]], "sum_then_normalize", True),
+        ([[1.0, NAN], [0.0, NAN], [NAN, NAN]], "sum_then_normalize", False),
+        ([[NAN, NAN], [NAN, NAN], [0.0, 1.0]], "sum_then_normalize", True),
+        # Differences of one function cancel those of the other.
+        ([[1.0, 0.0], [0.0, 1.0]], "normalize_then_sum", True),
+        ([[10.0, 0.0], [0.0, 10.0], [5.0, 5.0], [6.0, 4.0]], "sum_then_normalize", True),
+        # Equal sums, but a function with small differences counts as much as one with large ones, and the reverse.
+        ([[1.0, 1.0], [0.0, 2.0], [0.5, 1.5], [0.0, 2.0]], "normalize_then_sum", True),
+        ([[1.0, 0.2], [0.0, 0.0], [1.0, 0.0]], "normalize_then_sum", False),
+        ([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]], "normalize_then_sum", False),
+        ([[0.9, 0.3], [0.9, 0.3], [0.9, 0.3]], "normalize_then_sum", True),
+    ],
+)
+def test_a_group_is_flat_when_trl_would_make_all_its_advantages_zero(rewards, aggregation, flat):
+    group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
+    assert is_flat(group, TotalReward(torch.tensor([1.0, 1.0]), aggregation)) is flat
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, NAN]), min_size=2, max_size=2), min_size=2, max_size=5),
+    st.sampled_from([(1.0, 1.0), (0.9, 0.1), (1.0, 0.0)]),
+    st.sampled_from(["sum_then_normalize", "normalize_then_sum"]),
+)
+def test_flat_groups_are_those_without_advantages(rewards, weights, aggregation):
+    """Against TRL's own arithmetic (grpo_trainer.py, `_generate_and_score_completions`), written out in numpy."""
+    given_GR, weights_R = np.array(rewards), np.array(weights)
+    scored_G = ~np.isnan(given_GR).all(axis=1)
+    summands_GR = given_GR
+    if aggregation == "normalize_then_sum":
+        columns = []
+        for column in given_GR.T:
+            real = column[~np.isnan(column)]
+            std = real.std(ddof=1) if len(real) > 1 else 0.0
+            columns.append((column - (real.mean() if len(real) else 0.0)) / (std + 1e-4))
+        summands_GR = np.stack(columns, axis=1)
+    totals = np.nansum(summands_GR * weights_R, axis=1)[scored_G]
+    advantages = totals - totals.mean() if len(totals) else totals
+    group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
+    flat = is_flat(group, TotalReward(torch.tensor(weights), aggregation))
+    assert flat == bool(np.all(np.abs(advantages) < 1e-5))
 
 
 def test_useful_fresh_groups_replace_flat_ones_in_order():
