@@ -1,6 +1,6 @@
-"""A short training run as one of several processes (or the only one), with what it logged and ended with in a file.
+"""Short training runs as one of several processes (or the only one), with what they logged and ended with in files.
 
-Called by tests/test_distributed.py, one operating-system process a rank: ``python distributed_worker.py '{...}'``.
+Called by tests/test_distributed*.py, one operating-system process a rank: ``python distributed_worker.py '[{...}]'``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from datasets import Dataset
+from PIL import Image
 
 import appo.trainer
 from appo.rollout import respond
@@ -33,12 +35,12 @@ def sample_by_prompt(model: Any, pad: int, prompts: Any, responses: int, **gener
 
 
 def shard_on_cpu() -> None:
-    """accelerate reads FSDP settings on accelerators only; torch's own FSDP2 shards on CPU just as well."""
+    """accelerate reads FSDP settings on accelerators only; torch's own FSDP2 shards on CPU just as well.
+
+    As in recipes/accelerate/fsdp2.yaml, transformers names the classes of the units: decoder layer and vision block.
+    """
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["Qwen2_5_VLDecoderLayer"],
-        cpu_ram_efficient_loading=False,
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
     )
     start = AcceleratorState.__init__
 
@@ -71,17 +73,68 @@ def reward_of_process_one(completion_ids: list[list[int]], **kwargs: Any) -> lis
     return [float(mixed and number % 2) for number in range(len(completion_ids))]
 
 
-def main(task: dict[str, Any]) -> None:
-    """Train as told and write what came of it, from the first process."""
-    if task["sharding"] == "fsdp2":
+def prompt(question: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    """A row that shows these parts."""
+    content = [*parts, {"type": "text", "text": question}]
+    return {"id": question, "prompt": [{"role": "user", "content": content}], "answer": "", "kind": ""}
+
+
+def dataset_of(kind: str, clips: Path) -> Dataset:
+    """The rows of a run, in the order of their global batches: the first half of a batch goes to process 0."""
+    questions = load_annotations(clips)
+    if kind == "clips":
+        return rows_of(questions)
+    videos = [{"type": "video", "video": question.video} for question in questions]
+    pictures = []
+    for number in range(4):
+        file = clips / f"{number}.png"
+        Image.new("RGB", (56, 56 * (1 + number % 2)), (60 * number, 200, 255 - 60 * number)).save(file)
+        pictures.append({"type": "image", "image": str(file)})
+    rows = {
+        "video, text": [
+            prompt("what colour ?", videos[0]),
+            prompt("which ?"),
+            prompt("when ?", videos[1]),
+            prompt("what ?"),
+        ],
+        "text, picture": [
+            prompt("which ?"),
+            prompt("when ?", pictures[0]),
+            prompt("what ?"),
+            prompt("which first ?", pictures[1]),
+        ],
+        "picture and video, text": [
+            prompt("what colour ?", pictures[0], videos[0]),
+            prompt("which ?"),
+            prompt("when ?", pictures[1], videos[1]),
+            prompt("what ?"),
+        ],
+        "same video twice": [
+            prompt("what colour ?", videos[0]),
+            prompt("when ?", videos[0]),
+            prompt("what ?", videos[1]),
+            prompt("which ?", videos[2]),
+        ],
+    }
+    return Dataset.from_list(rows[kind])
+
+
+def main(tasks: list[dict[str, Any]]) -> None:
+    """Train as told, one run after the other, and write what came of each, from the first process."""
+    if tasks[0]["sharding"] == "fsdp2":
         shard_on_cpu()
-    if task["sharding"] == "deepspeed":
+    if tasks[0]["sharding"] == "deepspeed":
         deepspeed_on_cpu()
-    if task["sampling"] == "by prompt":
-        appo.trainer.respond = sample_by_prompt
-    questions = load_annotations(Path(task["clips"]))
+    for task in tasks:
+        appo.trainer.respond = sample_by_prompt if task["sampling"] == "by prompt" else respond
+        train(task)
+
+
+def train(task: dict[str, Any]) -> None:
+    """One run."""
     rewards = reward_of_process_one if task["rewards"] == "of process 1" else accuracy_reward
-    trainer = make_trainer(Path(task["output"]) / "run", rows_of(questions), rewards=rewards, **task["settings"])
+    rows = dataset_of(task["rows"], Path(task["clips"]))
+    trainer = make_trainer(Path(task["output"]) / "run", rows, rewards=rewards, **task["settings"])
     groups: list[list[str]] = []
     trainer.on_rollout = lambda step, scored: groups.append([one.samples[0].row["id"] for one in scored])
     trainer.train()
@@ -92,6 +145,9 @@ def main(task: dict[str, Any]) -> None:
         "sharded": sum(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for _, parameter in parameters),
         "parameters": {name: whole(parameter) for name, parameter in parameters},
     }
+    # Of parameters that are not sharded each process has its own copy.
+    sums = gather_object([float(sum(value.double().abs().sum() for value in result["parameters"].values()))])
+    assert len(set(sums)) == 1, f"the processes ended with different parameters: {sums}"
     if PartialState().is_main_process:
         torch.save(result, Path(task["output"]) / "result.pt")
     PartialState().wait_for_everyone()

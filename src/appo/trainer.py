@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -101,7 +101,7 @@ class APPOTrainer(SteadyTrainer):
         self._shows_pictures = self._is_vlm and self._base_model.config.model_type in PACKABLE
         if args.freeze_vision_tower and self._is_vlm:
             self._base_model.base_model.visual.requires_grad_(False)
-        elif self._shows_pictures and self.accelerator.num_processes > 1:
+        elif self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
             equal_vision_passes(self._base_model)
         if args.shared_prefix and self._is_vlm:
             use_appo_attention(self._base_model)
