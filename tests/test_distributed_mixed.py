@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from runs import clips
-from test_distributed import CLOSE, assert_same_run, measured, run_all
+from test_distributed import assert_same_run, measured, run_all
 
 # All that is gathered over processes: usual shares, the mean weight, metrics.
 GATHERED = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True, "shuffle_dataset": False}
 FEW = {"max_steps": 2, "score_tokens": 2, "top_frames": 1, "frame_tokens": 2}
+# Adam divides by the size of a gradient, and rows of text make many that are next to nothing. A step is 1e-3.
+CLOSE = 1e-4
 TWO_GROUPS = {1: {"per_device_train_batch_size": 16}, 2: {"per_device_train_batch_size": 8}}
 # Kinds of rows: of each global batch process 0 has the first half.
 CASES: dict[str, dict[str, Any]] = {
@@ -50,4 +52,4 @@ def test_processes_with_rows_of_other_kinds_do_what_one_does(folder, alone, shar
     for (rows, _), result, one in zip(CASES.items(), results, alone, strict=True):
         assert (result["sharded"] > 0) == (sharding == "fsdp2")
         assert ("video" in rows) == bool(measured(one, "appo/crucial_frames")), rows
-        assert_same_run(result, one, CLOSE[sharding])
+        assert_same_run(result, one, CLOSE)
