@@ -40,7 +40,7 @@ ROOMS = [
     "appo.models",
     "appo.checkpoints", "appo.resuming",
     "appo.faults", "appo.reward_faults", "appo.replays", "appo.steady",
-    "appo.config", "appo.out_of_memory", "appo.trainer",
+    "appo.setting_rules", "appo.config", "appo.out_of_memory", "appo.trainer",
     "appo.records", "appo.seen_run", "appo.strips", "appo.curves", "appo.report", "appo.terminal", "appo.filmstrip",
     "appo.recording", "appo.predictions", "appo.evaluate", "appo.inspection",
     "appo.display", "appo.scoreboard", "appo.scorecard", "appo.paired",

@@ -6,15 +6,13 @@ Papers: APPO (arXiv 2602.23823), DAPO (arXiv 2503.14476), GRPO (DeepSeekMath, ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from appo.rollout import has_vision
-
-METHODS = ("grpo", "dapo", "appo", "sft")
-CHOICES = {"strategy": ("soft", "hard", "all"), "divergence": ("kl", "k3"), "frame_attention": ("raw", "relative")}
+from appo.setting_rules import METHODS, check_values
 
 # What each method prescribes for settings the user has left at None.
 _GRPO: dict[str, Any] = {
@@ -181,6 +179,7 @@ class APPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._apply_method()
+        check_values({one.name: getattr(self, one.name) for one in fields(self) if one.init})
         self._check_method_settings()
         if self.method == "sft":
             self.check_whole_groups()  # a group of responses becomes one row
@@ -201,28 +200,22 @@ class APPOConfig(GRPOConfig):
             raise ValueError(
                 "loss_type='luspo' takes one advantage per response, not per token: choose 'dapo' or 'grpo'"
             )
+        if self.method == "appo" and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                "importance_sampling_level='sequence' leaves of the token weights only a response's mean: choose "
+                "'token', or method dapo or grpo"
+            )
         if self.use_liger_kernel:
             raise ValueError(
                 "use_liger_kernel replaces the forward pass that carries the video and the weights: set it to false"
             )
-        for name in ("score_tokens", "top_frames", "frame_tokens", "attention_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.max_weight < 1:
-            raise ValueError(f"max_weight must be at least 1 (1 is DAPO), got {self.max_weight}")
-        if not 0 <= self.base_weight <= 1:
-            raise ValueError(f"base_weight must be from 0 to 1 (1 is the paper), got {self.base_weight}")
         if self.rows_per_chunk and not self.shared_prefix:
             raise ValueError("rows_per_chunk splits packed groups: set shared_prefix to true, or rows_per_chunk to 0")
-        if not self.decode_timeout > 0:
-            raise ValueError(f"decode_timeout must be a positive number of seconds, got {self.decode_timeout}")
-        counts = ("max_resampling_rounds", "overlong_cache", "rollouts_per_step", "rows_per_chunk", "max_faulty_videos")
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.video_min_frames > self.video_max_frames:
+            raise ValueError(
+                f"video_max_frames ({self.video_max_frames}) is less than video_min_frames ({self.video_min_frames}): "
+                "set both"
+            )
         if self.overlong_cache and self.overlong_cache >= (self.max_completion_length or 0):
             raise ValueError(
                 f"overlong_cache ({self.overlong_cache}) must be smaller than max_completion_length "
