@@ -11,8 +11,8 @@ import pytest
 
 from appo import APPOConfig
 from appo.config import check_groups
-from appo.setting_rules import CHOICES, RANGES, SWITCHES, check_texts, check_values
 from appo.script import TrainScript
+from appo.setting_rules import CHOICES, RANGES, SWITCHES, check_texts, check_values
 from runs import FAST
 
 PRESETS = [

@@ -29,7 +29,7 @@ ROOMS = [
     "appo.data.nextqa", "appo.data.nextgqa", "appo.data.perception_test", "appo.data.vsi_bench", "appo.data.mvbench",
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.extraction", "appo.measures", "appo.statistics", "appo.official",
-    "appo.lines", "appo.workers", "appo.numbers_given",
+    "appo.lines", "appo.workers", "appo.numbers_given", "appo.model_names",
     "appo.sampling", "appo.decoder", "appo.decoding", "appo.frame_folders", "appo.video", "appo.frame_cache",
     "appo.probing", "appo.caching", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.positions", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",
@@ -50,6 +50,7 @@ ROOMS = [
     "appo.spotlight.lessons", "appo.spotlight.measure", "appo.spotlight.warmstart",
     "appo.spotlight.retelling",
     "appo.evaluating", "appo.inspecting", "appo.spotlighting",
+    "appo.setting_names", "appo.dry_run", "appo.start_checks",
     "appo.adapters", "appo.sft", "appo.script", "appo.stopping", "appo.reopening",
     "appo.training", "appo.replaying", "appo.demo",
     "appo.comparing", "appo.comparing.descriptions", "appo.comparing.controls", "appo.comparing.methods",
@@ -100,6 +101,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
         ("attention scoring rollout evaluate", "trl datasets"),
         ("spotlight.world spotlight.teacher", "torch numpy transformers trl"),
         ("report terminal spotlighting", "torch numpy transformers trl av"),  # a page needs no model
+        ("start_checks setting_rules model_names", "torch numpy transformers trl datasets"),  # so are wrong settings
         ("cli", "torch transformers trl"),  # --help and a user's mistake are answered at once
     ],
 )

@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from appo import models
+from appo.architecture import read_architecture
+from appo.model_names import checkpoint_of, policy_path, source_of
 from appo.models import fingerprint, load_model
 from appo.prompts import build_messages
 from appo.rollout import VideoCache, encode_prompt, video_sources
@@ -122,13 +124,31 @@ def test_of_large_files_pieces_from_start_to_end_are_read(tmp_path, monkeypatch)
     assert len(set(seen)) == 4
 
 
+@pytest.mark.parametrize("load", [load_model, fingerprint, read_architecture], ids=lambda load: load.__name__)
+@pytest.mark.parametrize(
+    "name", ["/nowhere/model", "./nowhere", "../nowhere", "runs/nowhere/policy", "~/nowhere", "a/"]
+)
+def test_a_path_that_leads_nowhere_is_no_question_for_the_hub(tmp_path, monkeypatch, load, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"model {name}: no such folder; give the folder"):
+        load(name)
+
+
+def test_names_of_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Qwen/Qwen2.5-VL-7B-Instruct", "gpt2", "a-b/c_d.e", "_a/b"):
+        assert source_of(name) == checkpoint_of(name) == name, "of the hub"
+    assert checkpoint_of("spotlight") == str(policy_path())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="model file: this is a file"):
+        checkpoint_of("file")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint \(no config\.json\)"):
+        checkpoint_of(".")
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path, adapter):
     with pytest.raises(OSError, match=r"no checkpoint \(no config\.json\)"):
         load_model(tmp_path)
-    with pytest.raises(OSError, match="/no/such/model"):
-        load_model("/no/such/model")
-    with pytest.raises(OSError, match="/no/such/model"):
-        fingerprint("/no/such/model")
     config = json.loads((adapter / "adapter_config.json").read_text())
     for name, value, message in (
         ("base_model_name_or_path", None, "names no"),

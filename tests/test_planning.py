@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from appo import attention, scoring
-from appo.architecture import PUBLISHED, VideoShape
+from appo.architecture import PUBLISHED, VideoShape, read_architecture
 from appo.cli import main
 from appo.memory import (
     CAPTURE_BUDGET,
@@ -25,6 +25,7 @@ from appo.memory import (
     optimizer_bytes,
     weights_bytes,
 )
+from appo.model_names import policy_path
 from appo.phases import cache_bytes, features_bytes, kept_bytes, phases
 from appo.planning import Plan, add_flags, effects, plan_of, remedies, settings_of, shown
 
@@ -196,6 +197,12 @@ def test_a_recipe_gives_the_settings_and_flags_win(tmp_path: Path) -> None:
     assert settings_of(str(ROOT / "recipes" / "spotlight.yaml"))["dtype"] == "fp32"
 
 
+def test_the_embedded_policy_is_planned_by_its_name() -> None:
+    tiny = plan("--model", "spotlight", "--gpus", "1").run.architecture
+    assert tiny == read_architecture(str(policy_path()))
+    assert tiny.hidden == 128
+
+
 MISTAKES = [
     (["--gpus", "0"], "gpus must be positive"),
     (["--resolution", "big"], "640x360"),
@@ -203,7 +210,7 @@ MISTAKES = [
     (["--dtype", "nf4"], "set lora_r"),
     (["--sharding", "zero2", "--dtype", "fp32"], "zero2 is planned for"),
     (["--config", "no-such.yaml"], r"no-such\.yaml"),
-    (["--model", "/no/such/model"], "/no/such/model"),
+    (["--model", "/no/such/model"], "model /no/such/model: no such folder"),
     (["--colour"], "unknown argument --colour"),
 ]
 

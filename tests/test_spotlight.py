@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from appo.positions import use_pretrained_positions
 from appo.prompts import build_messages, parse_response
-from appo.spotlight import generate, load_annotations, load_policy, policy_path
+from appo.spotlight import generate, load_annotations, load_policy, planned, policy_path
 from appo.spotlight.dataset import samples
 from appo.spotlight.drawing import RGB
 from appo.spotlight.lessons import IGNORED, Lessons, Stage, build_pool
@@ -73,6 +73,13 @@ def test_same_seed_same_bytes(tmp_path):
     questions = [(tmp_path / name / "annotations.jsonl").read_text() for name in "ac"]
     assert questions[0] != questions[1]
     assert load_annotations(tmp_path / "a") == load_annotations(tmp_path / "a" / "annotations.jsonl")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_planned_is_what_is_generated(tmp_path, level):
+    assert planned(tmp_path / "there", level, 7, seed=3) == generate(tmp_path / "there", level, 7, seed=3)
+    assert len(planned(tmp_path / "not", level, 2, seed=3)) == 2
+    assert not (tmp_path / "not").exists(), "nothing is written"
 
 
 def test_bad_arguments_are_named(tmp_path):

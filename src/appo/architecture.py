@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from appo.model_names import checkpoint_of
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -92,15 +94,18 @@ PUBLISHED = {
 def read_architecture(name: str) -> Architecture:
     """By a name of the table, or from the ``config.json`` of a folder or of a hub id (nothing else is fetched).
 
+    ``spotlight`` is the embedded tiny policy.
+
     Raises:
         ValueError: another kind of model.
         OSError: no such folder or id, or no network.
     """
     if name.lower() in PUBLISHED:
         return PUBLISHED[name.lower()]
+    source = checkpoint_of(name)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(source)
     if config.model_type != "qwen2_5_vl":
         raise ValueError(f"model {name}: plans are made for qwen2_5_vl, and this is {config.model_type}")
     text, vision = config.get_text_config(), config.vision_config

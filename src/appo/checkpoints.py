@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+LAST = ("true", "last")  # of ``resume_from_checkpoint``: the last complete checkpoint
 PARTIAL, MANIFEST = "_partial", "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from appo import spotlighting
 from appo.comparing.command import add_compare_flags, run_compare
+from appo.model_names import checkpoint_of
 from appo.numbers_given import count, positive
 from appo.planning import add_flags, plan_of, shown
+from appo.setting_names import meant
 from appo.studying.command import STUDY_EXAMPLE, add_study_flags, run_study
 
 if TYPE_CHECKING:
@@ -74,13 +76,14 @@ EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     _calm_libraries()
-    arguments, rest = _parser().parse_known_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
     try:
         if arguments.command == "train":  # whose flags are the fields of its settings
             return _train(arguments, rest)
         if rest:
             command = "data check" if arguments.command == "data" else arguments.command
-            raise ValueError(f"unknown argument {rest[0]}; `appo {command} --help` lists what there is")
+            raise ValueError(_unknown(parser, command, rest[0]))
         commands = {
             "demo": _demo, "eval": _eval, "data": _check, "plan": _plan, "compare": run_compare,
             "spotlight": _spotlight, "replay": _replay, "study": run_study,
@@ -94,6 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"appo: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _unknown(parser: argparse.ArgumentParser, command: str, word: str) -> str:
+    """What to say about an argument that a command does not have; a flag written short is named in full."""
+    for name in command.split():
+        choices = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = next(choices)[name]
+    near = meant(word.partition("=")[0], parser._option_string_actions) if word.startswith("--") else ""
+    hint = f"did you mean {near}? " if near else ""
+    return f"unknown argument {word}; {hint}`appo {command} --help` lists what there is"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,12 +227,12 @@ def _keeping(arguments: argparse.Namespace) -> Keeping | None:
         raise ValueError("--frame-cache and --model go together: the model's processor chooses what is kept")
     if not arguments.frame_cache:
         return None
+    checkpoint = checkpoint_of(arguments.model)
     from appo.caching import Keeping
-    from appo.spotlight import checkpoint_of
     from appo.video import FrameSampling
 
     sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
-    return Keeping(arguments.frame_cache, checkpoint_of(arguments.model), sampling)
+    return Keeping(arguments.frame_cache, checkpoint, sampling)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -234,10 +247,11 @@ def _eval(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--compare takes two folders and nothing else: leave out --{others[0].replace('_', '-')}")
         compare(*arguments.compare).print(Console())
         return 0
-    from appo.evaluating import EvalSettings, evaluate
-
     if not arguments.model:
         raise ValueError("give a model: appo eval --model spotlight")
+    checkpoint_of(arguments.model)  # a path that leads nowhere is said before libraries are loaded
+    from appo.evaluating import EvalSettings, evaluate
+
     _quiet_bars()
     given.setdefault("output", Path("runs") / f"eval-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     console = Console()
@@ -249,12 +263,15 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from rich.console import Console
 
+    from appo.start_checks import check_start
+
+    if arguments.config is None and not rest:
+        raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
+    check_start(rest, arguments.config, tiny=arguments.tiny)
     from appo.script import parse
     from appo.training import train
 
     _quiet_bars()
-    if arguments.config is None and not rest:
-        raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
     config = [] if arguments.config is None else ["--config", arguments.config]
     console = Console()
     folder = train(*parse([*config, *rest], tiny=arguments.tiny), console)

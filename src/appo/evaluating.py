@@ -14,13 +14,14 @@ from rich.console import Console
 from appo.data import answerable, read_each
 from appo.evaluate import Asking, answer
 from appo.frame_cache import cache_in
+from appo.model_names import checkpoint_of
 from appo.models import fingerprint, load_model, usual_dtype, usual_place
 from appo.official import response_format
 from appo.predictions import CLIPS, EvaluationFolder, batches
 from appo.prompts import INSTRUCTIONS, PROMPT_VERSION
 from appo.scoreboard import Progressing
 from appo.scorecard import score
-from appo.spotlight import checkpoint_of, generate, load_annotations
+from appo.spotlight import generate, load_annotations
 from appo.spotlight.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.spotlight.world import LEVELS

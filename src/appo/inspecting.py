@@ -11,10 +11,10 @@ import torch
 
 from appo.evaluating import LONGEST_RESPONSE, SPOTLIGHT
 from appo.inspection import inspect_question
+from appo.model_names import checkpoint_of
 from appo.models import load_model, usual_dtype
 from appo.prompts import INSTRUCTION
 from appo.seen_run import SeenRun
-from appo.spotlight import checkpoint_of
 from appo.spotlight.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.types import VideoQA
 from appo.video import FrameSampling

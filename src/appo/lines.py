@@ -108,6 +108,16 @@ def damaged(file: Path, number: int, problem: str) -> RecordError:
     return RecordError(f"{file}, line {number}: damaged ({problem}); delete this line or restore the file")
 
 
+def check_unused(folder: Path) -> None:
+    """Raise RecordError unless a run can start in the folder: it is not there yet, or empty."""
+    try:
+        used = folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if used:
+        raise RecordError(f"{folder}: the run folder is not empty; choose another one, or move or delete this one")
+
+
 def unwritable(path: Path, error: OSError) -> RecordError:
     """The error about a full disk or a missing right."""
     return RecordError(f"{path}: cannot be written ({reason(error)}); check its rights and the free space")

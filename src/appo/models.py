@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from appo.model_names import source_of
 from appo.positions import use_pretrained_positions
 
 _CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
@@ -41,9 +42,7 @@ def load_model(
         OSError, ValueError: there is no such checkpoint, it is none of a video language model, or its weights are
             pickles; one line.
     """
-    source = os.fspath(source)
-    if Path(source).is_dir() and not any(Path(source).glob("*config.json")):
-        raise FileNotFoundError(f"{source}: no checkpoint (no config.json); give the folder that a model was saved to")
+    source = source_of(source)
     _assert_safetensors(source)
     settings = {"trust_remote_code": trust_remote_code}
     kwargs = {"use_safetensors": True, **kwargs}
@@ -98,7 +97,7 @@ def fingerprint(source: str | os.PathLike[str]) -> str:
     Raises:
         OSError: there is no such checkpoint.
     """
-    source = os.fspath(source)
+    source = source_of(source)
     base = "" if find_adapter_config_file(source) is None else f" on {fingerprint(_base_of(source)[0])}"
     if not Path(source).is_dir():
         file = cached_file(source, "adapter_config.json" if base else "config.json")
@@ -133,7 +132,7 @@ def _base_of(adapter: str) -> tuple[str, str | None]:
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"{adapter}: adapter_config.json names no `base_model_name_or_path`; write the base model in")
-    return str(base), config.revision
+    return source_of(str(base)), config.revision
 
 
 def _merged(model: Any, adapter: str) -> Any:

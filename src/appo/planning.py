@@ -62,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `appo plan`; defaults are the paper's shapes (APPO sec. 4)."""
     add = parser.add_argument
     add("--config", help="take settings from a training YAML; flags win over it")
-    add("--model", help="qwen2.5-vl-3b, qwen2.5-vl-7b, or a folder or hub id, of which config.json is read")
+    add("--model", help="qwen2.5-vl-3b, qwen2.5-vl-7b, spotlight, or a folder or hub id, of which config.json is read")
     add("--gpus", type=int, default=8, help="default: 8")
     add("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
     add("--frames", type=int, help="sampled from a video (default: 16)")
@@ -176,11 +176,7 @@ def settings_of(path: str) -> dict[str, Any]:
 
 
 def _known_model(name: str | None) -> str | None:
-    """The table's name of a published model; the embedded policy by its folder; anything else as it is."""
-    if name == "spotlight":
-        from appo.spotlight import policy_path
-
-        return str(policy_path())
+    """The table's name of a published model; anything else as it is."""
     short = (name or "").removeprefix("Qwen/").removesuffix("-Instruct").lower()
     return short if short in ("qwen2.5-vl-3b", "qwen2.5-vl-7b") else name
 

@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from appo.lines import RecordError, append_line, cut, damaged, read_lines, reason, sync, unwritable
+from appo.lines import RecordError, append_line, check_unused, cut, damaged, read_lines, reason, sync, unwritable
 
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
 RESUMES = "resumes.jsonl"
@@ -151,11 +151,9 @@ class RunFolder:
             RecordError: the folder holds something already, or cannot be written.
         """
         folder = cls(Path(path))
+        check_unused(folder.path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()):
-                fix = "choose another one, or move or delete this one"
-                raise RecordError(f"{folder.path}: the run folder is not empty; {fix}")
             text = json.dumps(as_json(describe_run(config)), indent=2, allow_nan=False) + "\n"
             folder.frames.mkdir()
             unfinished = folder.path / f"{CONFIG}.partial"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appo.checkpoints import CheckpointError, last_complete, resumable
+from appo.checkpoints import LAST, CheckpointError, last_complete, resumable
 from appo.config import APPOConfig
-from appo.records import CONFIG, RunFolder
-from appo.resuming import LAST
+from appo.lines import check_unused
+from appo.processes import is_main
+from appo.records import CONFIG, FRAMES, RunFolder
+
+CLIPS = "clips"  # of the embedded world, in the run folder
 
 # Settings that change where a run writes and what it shows, but none of its numbers.
 _MAY_DIFFER = frozenset({
@@ -23,16 +28,26 @@ _HORIZON = frozenset({"max_steps", "num_train_epochs"})
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A run's folder, the checkpoint it goes on from (None: from the beginning), and what to tell the user."""
+class Found:
+    """A run's folder before anything is written into it.
+
+    Attributes:
+        folder: of the run.
+        is_new: the run has not been begun.
+        existed: the folder itself is there.
+        checkpoint: that a begun run goes on from; None: from the beginning.
+        notes: what to tell the user.
+    """
 
     folder: RunFolder
-    checkpoint: Path | None
+    is_new: bool
+    existed: bool = True
+    checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
 
 
-def open_run(config: APPOConfig, settings: Mapping[str, Any]) -> Opened:
-    """The folder that the settings name, ready to be trained into.
+def find_run(config: APPOConfig, settings: Mapping[str, Any]) -> Found:
+    """The folder that the settings name, if it can be trained into; nothing is written yet (`begin_run`).
 
     With ``resume_from_checkpoint: true`` (or ``last``) a run goes on from its last complete checkpoint, from its
     beginning if it was killed before the first one, and is begun if there is none. A path names a checkpoint.
@@ -48,7 +63,8 @@ def open_run(config: APPOConfig, settings: Mapping[str, Any]) -> Opened:
     path, wanted = Path(config.output_dir), str(config.resume_from_checkpoint or "false")
     to_last = wanted.lower() in LAST
     if wanted.lower() == "false" or (to_last and not (path / CONFIG).exists()):
-        return Opened(RunFolder.create(path, settings), None)
+        check_unused(path)
+        return Found(RunFolder(path), is_new=True, existed=path.exists())
     # How long a run is decides what its steps are, unless the learning rate stays as it is.
     constant = config.lr_scheduler_type in ("constant", "constant_with_warmup")
     folder = RunFolder.resume(path, settings, _MAY_DIFFER | _HORIZON if constant else _MAY_DIFFER)
@@ -57,10 +73,46 @@ def open_run(config: APPOConfig, settings: Mapping[str, Any]) -> Opened:
         notes = [f"going on from {checkpoint}"]
     else:
         checkpoint, notes = _last(path, config)
-    folder.append_resume(settings, checkpoint.name if checkpoint else None)
-    if checkpoint is None:
-        folder.rewind({})  # what belongs to a checkpoint is known once it is loaded
-    return Opened(folder, checkpoint, tuple(notes))
+    return Found(folder, is_new=False, checkpoint=checkpoint, notes=tuple(notes))
+
+
+def begin_run(found: Found, settings: Mapping[str, Any]) -> None:
+    """Write down that the run begins, or goes on.
+
+    Raises:
+        appo.records.RecordError: it cannot be written, or something else has been written into the folder since.
+    """
+    if found.is_new:
+        RunFolder.create(found.folder.path, settings)
+        return
+    found.folder.append_resume(settings, found.checkpoint.name if found.checkpoint else None)
+    if found.checkpoint is None:
+        found.folder.rewind({})  # what belongs to a checkpoint is known once it is loaded
+
+
+@contextlib.contextmanager
+def taken_back(found: Found) -> Iterator[None]:
+    """A new run that ends in an error before it recorded anything leaves nothing, so that it can be started again."""
+    try:
+        yield
+    except BaseException:
+        if found.is_new and is_main():
+            with contextlib.suppress(OSError):  # what went wrong first is what is said
+                _take_back(found.folder, found.existed)
+        raise
+
+
+def _take_back(folder: RunFolder, existed: bool) -> None:
+    """Delete what starting a run makes, if nothing else is there: settings, generated clips, no picture yet."""
+    names = {entry.name for entry in folder.path.iterdir()}
+    made = {CONFIG, f"{CONFIG}.partial", FRAMES, CLIPS}
+    if names - made or (folder.frames.is_dir() and any(folder.frames.iterdir())):
+        return
+    for name in names:
+        path = folder.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not existed:
+        folder.path.rmdir()
 
 
 def _last(path: Path, config: APPOConfig) -> tuple[Path | None, list[str]]:

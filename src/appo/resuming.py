@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from appo.checkpoints import (
+    LAST,
     CheckpointError,
     checkpoint_name,
     last_complete,
@@ -29,7 +30,6 @@ from appo.checkpoints import (
     write_manifest,
 )
 
-LAST = ("true", "last")  # of ``resume_from_checkpoint``: the last complete checkpoint
 _OUTPUT, _FIELDS = "__model_output__", "fields"
 
 

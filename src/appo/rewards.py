@@ -11,6 +11,8 @@ group into high and low responses, at ``threshold``. The soft punishment of over
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -114,6 +116,7 @@ def temporal_iou_reward(
     return _for_each_row("temporal_iou_reward", rows, score)
 
 
+PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # name -> weight: APPO sec. 4
 REWARDS: dict[str, Callable[..., list[float]]] = {
     "accuracy": accuracy_reward,
     "format": format_reward,
@@ -125,7 +128,8 @@ def reward_functions(names: Sequence[str], setting: str = "rewards") -> list[Cal
     """The reward functions that a configuration names, in its order.
 
     Args:
-        names: a name of `REWARDS`, or the path of a function: ``module.function`` or ``module:function``.
+        names: a name of `REWARDS`, or the path of a function: ``module.function`` or ``module:function``. Its module is
+            imported, that is: its code is run.
         setting: what the setting is called, for messages.
 
     Raises:
@@ -142,19 +146,23 @@ def reward_functions(names: Sequence[str], setting: str = "rewards") -> list[Cal
 
 
 def _imported(path: str, setting: str) -> Callable[..., Any]:
-    """The function at ``module.function`` or ``module:function``."""
+    """The function at ``module.function`` or ``module:function``, of the current folder too."""
     module, _, name = str(path).partition(":") if ":" in str(path) else str(path).rpartition(".")
     if not module or not name:
         raise ValueError(
             f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function: "
             "write module.function"
         )
+    # Python itself looks in the current folder when it runs a file or a module of it, but not for an installed command.
+    # It comes last, so that a folder called like a library does not take the library's place.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), name, None)
     except Exception as error:  # importing runs the user's code
         raise ValueError(
             f"{setting} holds {path!r}, but importing {module!r} fails ({type(error).__name__}: {error}): correct the "
-            "path, or put the module's folder on PYTHONPATH"
+            "path, and start in the module's folder or put it on PYTHONPATH"
         ) from error
     if not callable(found) or not hasattr(found, "__name__"):
         what = f"has no {name!r}" if found is None else f"has {name!r}, but it is no function: {found!r}"

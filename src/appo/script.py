@@ -11,22 +11,9 @@ from trl import TrlParser
 from appo.adapters import AdapterSettings
 from appo.config import APPOConfig
 from appo.data import OFFICIAL_FORMATS
-
-SPOTLIGHT = "spotlight"
-PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # APPO sec. 4
-
-
-# What --tiny has in the place of a file's settings: two real steps of a few short responses on one core.
-_TINY = {
-    "max_steps": "2", "num_generations": "2", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
-    "max_completion_length": "16", "logging_steps": "1", "save_strategy": "no", "report_to": "none", "use_cpu": "true",
-    "bf16": "false", "use_vllm": "false", "optim": "adamw_torch", "model_init_kwargs": "{}", "disable_tqdm": "true",
-}  # fmt: skip
-_REPLACED: dict[str, Any] = {
-    "model": SPOTLIGHT, "dataset": SPOTLIGHT, "annotations": None, "videos": None, "split": None, "clips": 8,
-    "video_min_pixels": None, "video_max_pixels": None, "image_max_pixels": None,
-    "load_in_4bit": False, "load_in_8bit": False,
-}  # fmt: skip
+from appo.dry_run import REPLACED, shrunk
+from appo.model_names import SPOTLIGHT
+from appo.rewards import PAPER_REWARDS
 
 
 @dataclass
@@ -52,7 +39,10 @@ class TrainScript(AdapterSettings):
     split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
     rewards: list[str] = field(
         default_factory=lambda: list(PAPER_REWARDS),
-        metadata={"help": "accuracy, format, temporal_iou, or your own as module:function; weights: reward_weights."},
+        metadata={
+            "help": "accuracy, format, temporal_iou, or your own as module:function, found in the current folder or "
+            "on Python's path: naming it imports the module, which runs its code. Weights: reward_weights."
+        },
     )
     level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
     clips: int = field(default=256, metadata={"help": "How many clips to generate."})
@@ -106,19 +96,16 @@ def parse(arguments: Sequence[str], *, tiny: bool = False) -> tuple[TrainScript,
         ValueError: an unknown or impossible setting, named.
         OSError: the file cannot be read.
     """
-    clash = [name for name in _REPLACED if f"--{name}" in arguments] if tiny else []
-    if clash:
-        raise ValueError(f"--tiny sets {clash[0]} itself: leave out --{clash[0]} or --tiny")
-    shrunk = [word for name, value in _TINY.items() for word in (f"--{name}", value)] if tiny else []
-    script, config = OneLineParser((TrainScript, APPOConfig)).parse_args_and_config([*shrunk, *arguments])
+    words = shrunk(arguments) if tiny else list(arguments)
+    script, config = OneLineParser((TrainScript, APPOConfig), allow_abbrev=False).parse_args_and_config(words)
     script.check()
     if tiny:
-        script, config.model_init_kwargs = _shrunk(script, config.method), None
+        script, config.model_init_kwargs = _replaced(script, config.method), None
     return script, config
 
 
-def _shrunk(script: TrainScript, method: str) -> TrainScript:
+def _replaced(script: TrainScript, method: str) -> TrainScript:
     asked = script.response_format or OFFICIAL_FORMATS.get(script.dataset, "answer")
     # The tiny policy has no word for <time>, so it cannot be taught to say it.
     own: dict[str, Any] = {"response_format": "answer" if method == "sft" else asked, "limit": script.limit and 6}
-    return replace(script, **_REPLACED, **own)
+    return replace(script, **REPLACED, **own)

@@ -47,8 +47,9 @@ class Numbers:
         """Why the value is none of them, or ""."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return f"must be a {'whole ' if self.whole else ''}number"
-        inside = self.least < value if self.open else self.least <= value
-        if value == self.also or (inside and value <= self.most and math.isfinite(value)):
+        number = float(value)
+        inside = self.least < number if self.open else self.least <= number
+        if number == self.also or (inside and number <= self.most and math.isfinite(number)):
             return ""
         if math.isinf(self.most) and inside:
             return "must be finite"

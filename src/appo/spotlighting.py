@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appo.model_names import checkpoint_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -75,6 +77,8 @@ def _check(arguments: argparse.Namespace) -> dict[str, object]:
             raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if arguments.output and arguments.output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {arguments.output}: name a page that ends in .html; its data go beside it as .json")
+    if given:
+        checkpoint_of(arguments.model)  # a path that leads nowhere is said before libraries are loaded
     return given
 
 

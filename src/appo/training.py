@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,21 @@ from transformers import PrinterCallback
 from appo.adapters import adapter_config, loading_settings
 from appo.checkpoints import whole_folder
 from appo.config import APPOConfig
-from appo.data import load, rows_of
+from appo.data import asked_format, load, rows_of
 from appo.display import TrainingBar
+from appo.model_names import SPOTLIGHT, checkpoint_of
 from appo.models import load_model
 from appo.out_of_memory import named_memory_errors
 from appo.processes import is_main, on_main
 from appo.recording import Recorder
 from appo.records import RunFolder
-from appo.reopening import open_run
+from appo.reopening import CLIPS, Found, begin_run, find_run, taken_back
 from appo.resuming import WholeCheckpoints
-from appo.rewards import reward_functions
-from appo.script import PAPER_REWARDS, SPOTLIGHT, TrainScript
+from appo.rewards import PAPER_REWARDS, reward_functions
+from appo.script import TrainScript
 from appo.sft import VideoSFTTrainer, make_sft_trainer
-from appo.spotlight import checkpoint_of, generate
+from appo.spotlight import generate, planned
+from appo.start_checks import check_data
 from appo.stopping import StopOnSignal
 from appo.trainer import APPOTrainer
 
@@ -42,13 +44,27 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """
     peft_config = adapter_config(script)
     settings = {"script": asdict(script), "training": config.to_dict()}
-    opened = on_main(partial(open_run, config, settings))
-    folder, config.resume_from_checkpoint = opened.folder, opened.checkpoint and str(opened.checkpoint)
+    found = on_main(partial(find_run, config, settings))
+    config.resume_from_checkpoint = found.checkpoint and str(found.checkpoint)
     console.quiet = console.quiet or not is_main()
-    for note in opened.notes:
+    for note in found.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    tiny = script.model == SPOTLIGHT
-    rows = _rows(script, "" if tiny else None, folder, config.seed)
+    with taken_back(found):
+        trainer = _trainer(script, config, found.folder, peft_config)
+        on_main(partial(_begin, found, settings, script, config.seed))
+        with StopOnSignal() as stop:
+            trainer.add_callback(stop)
+            fit(trainer, console)
+    stop.raise_if_stopped(trainer)
+    save_policy(trainer, found.folder.path / "policy")
+    return found.folder.path
+
+
+def _trainer(
+    script: TrainScript, config: APPOConfig, folder: RunFolder, peft_config: Any
+) -> APPOTrainer | VideoSFTTrainer:
+    """All that the settings name, checked and loaded; nothing is written."""
+    rows = _rows(script, "" if script.model == SPOTLIGHT else None, folder, config.seed)
     model, processor = load_model(
         checkpoint_of(script.model),
         trust_remote_code=config.trust_remote_code,
@@ -56,39 +72,33 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
         **(config.model_init_kwargs or {}),
     )
     set_pixels(processor, script)
-    trainer: APPOTrainer | VideoSFTTrainer
     if config.method == "sft":
-        trainer = make_sft_trainer(
+        return make_sft_trainer(
             model, processor, rows, config, folder, reasoning=script.sft_reasoning, peft_config=peft_config
         )
-    else:
-        trainer = make_trainer(model, processor, rows, config, folder, script.rewards, peft_config)
-    with StopOnSignal() as stop:
-        trainer.add_callback(stop)
-        fit(trainer, console)
-    stop.raise_if_stopped(trainer)
-    save_policy(trainer, folder.path / "policy")
-    return folder.path
+    return make_trainer(model, processor, rows, config, folder, script.rewards, peft_config)
+
+
+def _begin(found: Found, settings: Mapping[str, Any], script: TrainScript, seed: int) -> None:
+    """The first that is written: the run's settings, and the clips of the embedded world."""
+    begin_run(found, settings)
+    if script.annotations is None:
+        generate(found.folder.path / CLIPS, script.level, script.clips, seed)
 
 
 def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
-    """The rows that the settings name, or questions about freshly generated clips of the embedded world."""
+    """The rows that the settings name, or questions about clips of the embedded world that `_begin` generates."""
     instruction = instruction if script.instruction is None else script.instruction
     return subset(_all_rows(script, instruction, folder, seed), script.limit, script.limit_seed)
 
 
 def _all_rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
+    check_data(asdict(script))
     if script.annotations is not None:
         where = (script.annotations, script.videos, script.split)
         return load(script.dataset, *where, response_format=script.response_format, instruction=instruction)
-    if script.dataset != SPOTLIGHT:
-        raise ValueError(f"dataset {script.dataset} is read from files: set `annotations` (and `videos`)")
-    if script.videos is not None or script.split is not None:
-        raise ValueError(
-            "`videos` and `split` are about a dataset's files: set `annotations` as well, or leave them out"
-        )
-    clips = on_main(partial(generate, folder.path / "clips", script.level, script.clips, seed))
-    return rows_of(clips, instruction, script.response_format or "answer")
+    clips = planned(folder.path / CLIPS, script.level, script.clips, seed)
+    return rows_of(clips, instruction, asked_format(script.dataset, script.response_format))
 
 
 def subset(rows: Dataset, limit: int | None, seed: int) -> Dataset:

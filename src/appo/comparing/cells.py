@@ -27,9 +27,8 @@ from appo.groups import Group, ScoredGroup
 from appo.models import load_model
 from appo.prompts import parse_response
 from appo.records import RunFolder
-from appo.rewards import reward_functions, score_answer
+from appo.rewards import PAPER_REWARDS, reward_functions, score_answer
 from appo.scoring import log_probs_at
-from appo.script import PAPER_REWARDS
 from appo.sft import make_sft_trainer
 from appo.trainer import APPOTrainer
 from appo.types import VideoQA

@@ -98,13 +98,23 @@ def load(
         ValueError: as `read`, or a check fails; names file, line and fix.
         OSError: an annotation file, a video or an image is missing.
     """
-    asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
-    if asked not in FORMATS:
-        raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
+    asked = asked_format(name, response_format)
     table = rows_of(_with_media(answerable(read_each(name, annotations, videos, split))), instruction, asked)
     if not len(table):
         raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
     return table
+
+
+def asked_format(name: str, response_format: str | None = None) -> str:
+    """The format that responses are asked for: the one given, else the one that the dataset's official score needs.
+
+    Raises:
+        ValueError: it is none of :data:`appo.prompts.FORMATS`.
+    """
+    asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
+    if asked not in FORMATS:
+        raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
+    return asked
 
 
 def read_each(

@@ -2,9 +2,9 @@
 
 Everything needed to try reinforcement learning on real video files within minutes on a CPU:
 
-* `generate` writes mp4 clips and their questions; `load_annotations` reads them back as `VideoQA`;
-* `load_policy` returns the shipped tiny Qwen2.5-VL and its processor; `policy_path` is their folder;
-* `checkpoint_of` turns a model's name, which may be ``spotlight``, into what is loaded.
+* `generate` writes mp4 clips and their questions; `load_annotations` reads them back as `VideoQA`,
+  `planned` says what they will be;
+* `load_policy` returns the shipped tiny Qwen2.5-VL and its processor; `policy_path` is their folder.
 
 Names are looked up lazily, so that `appo.spotlight.world` alone loads neither torch nor transformers.
 """
@@ -18,8 +18,8 @@ _HOME = {
     "LEVELS": "world",
     "generate": "dataset",
     "load_annotations": "dataset",
+    "planned": "dataset",
     "build_policy": "policy",
-    "checkpoint_of": "policy",
     "load_policy": "policy",
     "policy_path": "policy",
 }

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from appo.data import read
+from appo.data.row import Row
+from appo.data.spotlight import question as question_of
 from appo.prompts import parse_response
 from appo.spotlight.clips import write_clip
 from appo.spotlight.drawing import render
 from appo.spotlight.teacher import respond
-from appo.spotlight.world import LEVELS, TASKS, Dials, Question, Scene, make_question, make_scene
+from appo.spotlight.world import TASKS, Dials, Question, Scene, dials_of, make_question, make_scene
 from appo.types import VideoQA
 
 ANNOTATIONS = "annotations.jsonl"
@@ -45,21 +47,32 @@ def generate(folder: str | Path, level: str, count: int, seed: int, *, workers: 
     Raises:
         ValueError: for an unknown level or a negative count.
     """
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}; there are {', '.join(LEVELS)}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
+    drawn = _drawn(level, count, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = list(samples(LEVELS[level], count, f"{level}/{seed}"))
-    names = [f"{level.lower()}-{seed}-{index:05d}" for index in range(count)]
-    jobs = [(folder / f"{name}.mp4", scene) for name, (scene, _) in zip(names, drawn, strict=True)]
+    jobs = [(folder / f"{name}.mp4", scene) for name, scene, _ in drawn]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda job: write_clip(job[0], render(job[1])), jobs))
-    rows = [_row(name, level, *sample) for name, sample in zip(names, drawn, strict=True)]
+    rows = [_row(name, level, scene, question) for name, scene, question in drawn]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / ANNOTATIONS).write_text(lines, encoding="utf-8", newline="\n")
     return load_annotations(folder / ANNOTATIONS)
+
+
+def planned(folder: str | Path, level: str, count: int, seed: int) -> list[VideoQA]:
+    """What `generate` returns for the same arguments, before there is a file: a run can be set up with it."""
+    rows = [_row(name, level, scene, question) for name, scene, question in _drawn(level, count, seed)]
+    fields = [json.loads(json.dumps(row)) for row in rows]  # as the file would hold them
+    places = [Row(str(Path(folder) / ANNOTATIONS), row, index) for index, row in enumerate(fields)]
+    return [question_of(place, str(folder), None) for place in places]
+
+
+def _drawn(level: str, count: int, seed: int) -> list[tuple[str, Scene, Question]]:
+    """The name, scene and question of each clip. Raises ValueError for an unknown level or a negative count."""
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    drawn = samples(dials_of(level), count, f"{level}/{seed}")
+    return [(f"{level.lower()}-{seed}-{index:05d}", *sample) for index, sample in enumerate(drawn)]
 
 
 def load_annotations(path: str | Path) -> list[VideoQA]:

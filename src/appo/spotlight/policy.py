@@ -1,8 +1,7 @@
-"""The tiny policy: a real Qwen2.5-VL of 1.3 million parameters, and where its weights are shipped."""
+"""The tiny policy: a real Qwen2.5-VL of 1.3 million parameters."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from appo.model_names import policy_path
 from appo.models import load_model
 from appo.positions import use_pretrained_positions
 from appo.spotlight.processor import build_processor
@@ -21,16 +21,6 @@ from appo.spotlight.processor import build_processor
 ROPE_THETA = 1e4
 LOOKUP_SCALE = 0.8
 PREVIOUS_SCALE = 4.0
-
-
-def policy_path() -> Path:
-    """The folder of the shipped weights, tokenizer and processor files."""
-    return Path(__file__).parent / "tiny_policy"
-
-
-def checkpoint_of(model: str) -> str:
-    """What a model named on the command line is loaded from: itself, or the folder of the shipped ``spotlight``."""
-    return str(policy_path()) if model == "spotlight" else model
 
 
 def load_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:

@@ -120,6 +120,13 @@ class Question:
     evidence: tuple[int, ...]
 
 
+def dials_of(level: str) -> Dials:
+    """The difficulty of a level of `LEVELS`. Raises ValueError if there is none of the name."""
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[level]
+
+
 def make_scene(dials: Dials, rng: random.Random) -> Scene:
     """Draw a scene. Its events differ in shape, colour and second, and no distractor shares their colours.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from appo.evaluate import Asking, answer
 from appo.frame_cache import cache_in
+from appo.model_names import checkpoint_of
 from appo.models import load_model, usual_dtype, usual_place
 from appo.predictions import Reply, batches
-from appo.spotlight import checkpoint_of
 from appo.spotlight.measure import MAX_NEW_TOKENS
 from appo.spotlight.processor import vocabulary
 from appo.studying.folder import Line

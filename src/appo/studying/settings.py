@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from appo.evaluating import SPOTLIGHT, EvalSettings, questions_of
+from appo.model_names import checkpoint_of
 from appo.models import usual_dtype
 from appo.predictions import CLIPS
 from appo.prompts import PROMPT_VERSION
-from appo.spotlight import checkpoint_of, generate, load_annotations
+from appo.spotlight import generate, load_annotations
 from appo.spotlight.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.spotlight.measure import SAMPLING
 from appo.spotlight.world import LEVELS
