@@ -96,6 +96,8 @@ def test_dynamic_sampling_needs_whole_groups_in_a_process(tmp_path):
         check_groups(args, [ROWS["text"]])
     args.max_resampling_rounds = 0
     check_groups(args, [ROWS["text"]])
+
+
 def test_a_whole_responses_ratio_is_left_to_methods_without_token_weights(tmp_path):
     for method in ("grpo", "dapo"):
         APPOConfig(str(tmp_path), **FAST, method=method, importance_sampling_level="sequence")
