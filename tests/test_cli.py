@@ -77,7 +77,7 @@ ENDS = [
     (["train", "--config", str(RECIPE), "--max_wieght", "2"], "max_wieght"),
     (["train", "--config", str(RECIPE), "--max_weight", "heavy"], "max_weight"),
     (["train", "--config", str(RECIPE), "--method", "ppo"], "method must be one of grpo, dapo, appo"),
-    (["train", "--config", str(RECIPE), "--num_generations", "7"], "per_device_train_batch_size .* multiple"),
+    (["train", "--config", str(RECIPE), "--num_generations", "7"], "divisible by num_generations"),
     (["train", "--config", str(RECIPE), "--level", "L9"], "unknown level 'L9'"),
     (["train", "--config", str(RECIPE), "--model", "/no/such/model"], "/no/such/model"),
     (["train", "--config", str(RECIPE), "--annotations", "/no/such/file.jsonl"], "/no/such/file.jsonl"),

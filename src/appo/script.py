@@ -99,6 +99,7 @@ def parse(arguments: Sequence[str], *, tiny: bool = False) -> tuple[TrainScript,
     words = shrunk(arguments) if tiny else list(arguments)
     script, config = OneLineParser((TrainScript, APPOConfig), allow_abbrev=False).parse_args_and_config(words)
     script.check()
+    config.check_whole_groups()  # every dataset of appo is about videos or pictures
     if tiny:
         script, config.model_init_kwargs = _replaced(script, config.method), None
     return script, config
