@@ -29,7 +29,7 @@ ROOMS = [
     "appo.data.nextqa", "appo.data.nextgqa", "appo.data.perception_test", "appo.data.vsi_bench", "appo.data.mvbench",
     "appo.data.spotlight", "appo.data.jsonl", "appo.data",
     "appo.extraction", "appo.measures", "appo.statistics", "appo.official",
-    "appo.lines", "appo.workers", "appo.numbers_given", "appo.model_names",
+    "appo.whole_files", "appo.lines", "appo.workers", "appo.numbers_given", "appo.model_names",
     "appo.sampling", "appo.decoder", "appo.decoding", "appo.frame_folders", "appo.video", "appo.frame_cache",
     "appo.probing", "appo.caching", "appo.relocating", "appo.checking", "appo.check_command",
     "appo.spans", "appo.positions", "appo.attention", "appo.packing", "appo.scoring", "appo.rollout",

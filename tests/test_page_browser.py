@@ -292,7 +292,9 @@ def test_a_partial_run_says_what_is_missing(browser: Any, tmp_path: Path) -> Non
         assert "metrics.jsonl is empty" in tab.locator("#notes").inner_text()
         assert "config.json is missing" in tab.locator("#notes").inner_text()
         assert tab.locator(".card").count() == 4
+        assert tab.locator("#lede").inner_text() == "1 recorded group"
     (folder / "rollouts.jsonl").write_text("{")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
     with opened(browser, write_page(tmp_path / "b.html", [see_run(folder)])) as tab:
         assert "No groups were recorded" in tab.locator("main").inner_text()
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from appo import resuming
 from appo.checkpoints import CheckpointError, last_complete
 from appo.cli import main
 from appo.records import RunFolder
+from full_disk import largest_file
 from resume_cases import begin, killed_after, metrics_of, questions
 from runs import clips, rows_of
 
@@ -164,17 +162,6 @@ def test_the_supervised_baseline_resumes_exactly(tmp_path: Path, world: Path) ->
 
 
 # --- full disks -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to let any file of this process grow beyond so many bytes, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_ends_a_run_with_one_line(tmp_path: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_of_many_groups_the_films_and_an_even_choice_are_shown(tmp_path: Path) -
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no such folder; give the folder that a run wrote"):
         see_run(tmp_path / "none")
-    with pytest.raises(RecordError, match=r"no run folder \(no config\.json"):
+    with pytest.raises(RecordError, match=r"no run folder \(config\.json is missing; metrics\.jsonl is missing; "):
         see_run(tmp_path)
 
 

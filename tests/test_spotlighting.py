@@ -14,10 +14,12 @@ from rich.console import Console
 import page_cases
 from appo.cli import main
 from appo.filmstrip import TILE, WIDEST, filmstrip
+from appo.records import RunFolder
 from appo.sampling import SampledVideo
 from appo.seen_run import see_run
 from appo.spotlight import generate
 from appo.terminal import print_runs
+from full_disk import largest_file
 from page_cases import RECORDED
 
 
@@ -54,6 +56,45 @@ def test_the_page_of_a_run_lies_in_its_folder(folder: Path, capsys: pytest.Captu
     assert f"page: {folder / 'spotlight.html'}" in capsys.readouterr().out.replace("\n", "")
     assert len(json.loads((folder / "spotlight.json").read_text())["groups"]) == 3
     assert main(["spotlight", str(folder)]) == 0, "it is made anew"
+
+
+MODEL_CONFIG = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+
+
+@pytest.mark.parametrize("config", [json.dumps(MODEL_CONFIG), "[1]", '{"config": 1', ""])
+def test_a_folder_without_a_run_is_an_error_that_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str
+) -> None:
+    """A model's folder has a config.json as well."""
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "rollouts.jsonl").write_text("\n")
+    assert main(["spotlight", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{tmp_path}: no run folder (config.json" in error
+    assert "metrics.jsonl is missing; rollouts.jsonl is empty); give one that a run wrote" in error
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "rollouts.jsonl"}
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", {"training": {"method": "appo"}})
+    assert main(["spotlight", str(run.path)]) == 0
+    assert (run.path / "spotlight.html").exists()
+
+
+def test_on_a_full_disk_the_page_is_the_old_one_or_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file.name for file in folder.iterdir()}
+    with largest_file(30_000):
+        assert main(["spotlight", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "spotlight.html: cannot be written (File too large); check its rights and the free space" in error
+    assert {file.name for file in folder.iterdir()} - {"spotlight.json"} == before
+    assert main(["spotlight", str(folder)]) == 0
+    whole = (folder / "spotlight.html").read_bytes()
+    with largest_file(30_000):
+        assert main(["spotlight", str(folder)]) == 2
+    assert (folder / "spotlight.html").read_bytes() == whole
 
 
 def test_pages_of_several_or_damaged_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from appo.probing import BAD_IMAGE, LIMIT, MISSING, OUTSIDE, TOO_SHORT, UNDECODA
 from appo.relocating import PathFix, find_fix
 from appo.types import VideoQA
 from appo.video import VideoSource
+from appo.whole_files import atomic_write
 from appo.workers import Lost, run_tasks
 
 DURATION = "mismatched duration"
@@ -101,7 +102,7 @@ class Report:
         """All of it as JSON."""
         whole = asdict(self) | {"good": self.good, "counts": self.counts, "fix": str(self.fix) if self.fix else None}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
 def survey(name: str, annotations: str, videos: str | None, split: str | None) -> Survey:

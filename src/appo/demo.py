@@ -32,6 +32,7 @@ from appo.strips import Reading
 from appo.terminal import print_group
 from appo.training import fit, make_trainer
 from appo.types import VideoQA
+from appo.whole_files import atomic_write
 
 # A film of training: a few held-out questions that the untrained policy gets wrong, asked again every few steps.
 FILMED_QUESTIONS, FILM_EVERY = 4, 5
@@ -260,7 +261,7 @@ def _write_evaluation(
         }
         for when, summaries, predictions in (("before", result.before, before), ("after", result.after, after))
     }
-    (folder.path / "evaluation.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    atomic_write(folder.path / "evaluation.json", json.dumps(data, indent=1) + "\n")
 
 
 def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folder: RunFolder, console: Console) -> None:

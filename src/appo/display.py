@@ -18,6 +18,7 @@ from appo.evaluate import Accuracy
 from appo.records import RolloutRecord
 from appo.strips import Reading
 from appo.terminal import print_group
+from appo.whole_files import atomic_write
 
 PICTURE_WIDTH = 120
 
@@ -81,7 +82,7 @@ def write_picture(
     console.print(table)
     svg = console.export_svg(title="appo demo")
     # The picture must not fetch fonts: viewers use their own monospaced one.
-    path.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
+    atomic_write(path, re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))
 
 
 def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:

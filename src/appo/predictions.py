@@ -24,10 +24,10 @@ from typing import Any
 from appo.lines import RecordError, parse_line
 from appo.records import describe_run
 from appo.types import VideoQA
+from appo.whole_files import PART, atomic_write
 
 EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
 CLIPS = "clips"  # generated ones lie in the folder before anything else does
-_PART = ".part"  # a file that is being written
 _SHOWN_LENGTH = 60
 
 
@@ -83,7 +83,7 @@ class EvaluationFolder:
             raise RecordError(f"{path}: cannot be read ({error.strerror}); choose another --output") from error
         if EVAL in names:
             folder._refuse_other(settings)
-        elif any(name not in (CLIPS, QUESTIONS) and not name.endswith(_PART) for name in names):
+        elif any(name not in (CLIPS, QUESTIONS) and not name.endswith(PART) for name in names):
             raise RecordError(f"{path}: is not empty and holds no evaluation; choose another --output")
         return folder
 
@@ -219,13 +219,8 @@ class EvaluationFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file as a whole: after a kill it is the old one or the new one. Raises RecordError."""
-        file, part = self.path / name, self.path / f"{name}{_PART}"
         try:
-            with part.open("wb") as handle:
-                handle.write(text.encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(part, file)
+            atomic_write(self.path / name, text)
         except OSError as error:
             raise self._unwritable(name, error) from error
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.lines import RecordError, append_line, check_unused, cut, damaged, read_lines, reason, sync, unwritable
+from appo.whole_files import atomic_write
 
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
 RESUMES = "resumes.jsonl"
@@ -156,9 +157,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps(as_json(describe_run(config)), indent=2, allow_nan=False) + "\n"
             folder.frames.mkdir()
-            unfinished = folder.path / f"{CONFIG}.partial"
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(folder.path / CONFIG)
+            atomic_write(folder.path / CONFIG, text)
         except OSError as error:
             raise unwritable(folder.path, error) from error
         return folder
@@ -235,9 +234,7 @@ class RunFolder:
         try:
             if not file.exists():
                 self.frames.mkdir(exist_ok=True)
-                unfinished = file.with_suffix(".partial")
-                unfinished.write_bytes(picture)
-                unfinished.replace(file)
+                atomic_write(file, picture)
         except OSError as error:
             raise unwritable(file, error) from error
         return file.name

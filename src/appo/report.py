@@ -25,6 +25,7 @@ from appo.lines import unwritable
 from appo.records import RolloutRecord
 from appo.seen_run import SeenRun
 from appo.strips import NAME_LENGTH, Reading, clean, group_view, lean
+from appo.whole_files import atomic_write
 
 # A page stays under 8 MB («ours»: opens at once, and can be sent by mail).
 FILM_BYTES, GROUP_BYTES = 2_000_000, 4_600_000
@@ -56,7 +57,7 @@ def page_data(runs: Sequence[SeenRun]) -> dict[str, Any]:
 
 
 def write_page(file: Path, runs: Sequence[SeenRun]) -> Path:
-    """Write the page, and its data beside it as .json; returns the page's path.
+    """Write the page, and its data beside it as .json, each whole or not at all; returns the page's path.
 
     Raises:
         RecordError: they cannot be written.
@@ -66,8 +67,8 @@ def write_page(file: Path, runs: Sequence[SeenRun]) -> Path:
     title = " · ".join(run["name"] for run in data["runs"]) or "spotlight"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".json").write_text(text + "\n", encoding="ascii")
-        file.write_text(render(text, title), encoding="utf-8")
+        atomic_write(file.with_suffix(".json"), text + "\n")
+        atomic_write(file, render(text, title))
     except OSError as error:
         raise unwritable(file, error) from error
     return file

@@ -51,17 +51,18 @@ def see_run(path: str | os.PathLike[str], most_groups: int = MOST_GROUPS) -> See
     """Read a run folder, or what is left of it.
 
     Raises:
-        RecordError: there is no such folder, or none of a run's files is in it.
+        RecordError: there is no such folder, or nothing of a run is in it.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give the folder that a run wrote")
-    if not any((folder / name).exists() for name in (CONFIG, METRICS, ROLLOUTS)):
-        raise RecordError(f"{folder}: no run folder (no {CONFIG}, {METRICS} or {ROLLOUTS}); give one that a run wrote")
     notes: list[str] = []
-    about = _object(folder / CONFIG, notes, "so the settings are not known")
+    about = _about(folder / CONFIG, notes)
     metrics = [data for _, data in _lines(folder / METRICS, notes, "so there are no curves")]
     groups = list(_groups(folder / ROLLOUTS, notes, most_groups))
+    if not (about or metrics or groups):
+        missing = "; ".join(note.removesuffix(".").split(", so ")[0] for note in notes)
+        raise RecordError(f"{folder}: no run folder ({missing}); give one that a run wrote")
     if groups and not any(response.frame_attention for group in groups for response in group.responses):
         notes.append("No attention was recorded: method grpo and dapo capture none, so nobody knows who looked where.")
     evaluation = _object(folder / EVALUATION, [], "")
@@ -75,6 +76,15 @@ def see_run(path: str | os.PathLike[str], most_groups: int = MOST_GROUPS) -> See
         evaluation=evaluation,
         notes=notes,
     )
+
+
+def _about(file: Path, notes: list[str]) -> dict[str, Any]:
+    """The config.json of a run; {} and a note for any other, such as a model's."""
+    about = _object(file, notes, "so the settings are not known")
+    if about and not isinstance(about.get("config"), dict):
+        notes.append(f"{file.name} is not of a run (no `config` in it), so the settings are not known.")
+        return {}
+    return about
 
 
 def _settings(config: Any) -> dict[str, Any]:

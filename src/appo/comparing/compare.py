@@ -36,6 +36,7 @@ from appo.spotlight import generate, load_annotations, policy_path
 from appo.spotlight.dataset import HELD_OUT_SEED
 from appo.spotlight.world import LEVELS
 from appo.types import VideoQA
+from appo.whole_files import atomic_write
 
 DIGITS = 6  # enough of any number here
 CellName = tuple[str, int]  # method, seed
@@ -235,12 +236,12 @@ def _report(comparison: Comparison) -> dict[str, Any]:
     unfinished = [_file(comparison, cell).stem for cell in comparison.cells if cell not in cells]
     result = summary(cells, methods)
     _write(comparison.output / "summary.json", {**comparison.settings, **result, "unfinished": unfinished})
-    _replace(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
+    atomic_write(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
     if shown := [method for method in comparison.methods if method in result["seeds"]]:
-        _replace(comparison.output / "curves.svg", learning_curves(cells, shown))
+        atomic_write(comparison.output / "curves.svg", learning_curves(cells, shown))
     if found := ablations(methods, partial(setting_of, steps=comparison.steps)):
         points = points_over_dapo(result["differences"].get("dapo", {}))
-        _replace(comparison.output / "ablations.svg", ablation_curves(found, points, "points over dapo"))
+        atomic_write(comparison.output / "ablations.svg", ablation_curves(found, points, "points over dapo"))
     return result
 
 
@@ -276,12 +277,4 @@ def _read(comparison: Comparison, cell: CellName) -> dict[str, Any]:
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:
-    _replace(file, json.dumps(as_json(data, DIGITS), separators=(",", ":"), allow_nan=False) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".partial", delete=False) as handle:
-        handle.write(text)
-    os.chmod(handle.name, 0o644)
-    os.replace(handle.name, file)
+    atomic_write(file, json.dumps(as_json(data, DIGITS), separators=(",", ":"), allow_nan=False) + "\n")

@@ -29,6 +29,7 @@ function number(value, digits = 2) {
   return String(Number(size >= 100 ? value.toFixed(0) : value.toPrecision(digits + 1)));
 }
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const seconds = (time, frame) => (known(time) ? `${Number(time.toFixed(2))} s` : `frame ${frame + 1}`);
 
 /** Arrow keys, Home and End move the focus along a row of elements of which one is in the tab order. */

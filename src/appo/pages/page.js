@@ -9,13 +9,13 @@ function makeHead() {
 }
 
 function ledeOf(runs) {
-  if (runs.length > 1) return `${runs.length} runs, ${data.groups.length} recorded groups`;
+  if (runs.length > 1) return `${runs.length} runs, ${counted(data.groups.length, "recorded group")}`;
   const facts = Object.fromEntries(runs[0].facts);
   const gains = runs[0].levels.map(({ level, before, after }) => `${level} ${before.mean.toFixed(0)} → ${after.mean.toFixed(0)} %`);
   const parts = [
-    facts.method && `${facts.method.toUpperCase()}${facts.steps ? `, ${facts.steps} steps` : ""}`,
+    facts.method && `${facts.method.toUpperCase()}${facts.steps ? `, ${counted(Number(facts.steps), "step")}` : ""}`,
     gains.length && `accuracy ${gains.join(", ")}`,
-    data.groups.length && `${data.groups.length} recorded groups`,
+    data.groups.length && counted(data.groups.length, "recorded group"),
   ];
   return parts.filter(Boolean).join(" · ");
 }
