@@ -95,6 +95,24 @@ def test_reading_takes_the_memory_of_a_few_rows(tmp_path, suffix, monkeypatch):
     assert peak < 400_000
 
 
+def test_a_key_that_stands_twice_costs_its_row_only(tmp_path, monkeypatch):
+    """Wherever a piece of the file ends: half a row has its keys twice as well."""
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": {"b": 1, "b": 2}, "c": "' + "x" * 20 + '"}, {"a": 3, "a": 3}, {"a": 4}]\n')
+    for chunk in range(1, 60):
+        monkeypatch.setattr(files, "CHUNK", chunk)
+        rows = list(rows_of_file(str(path)))
+        assert [row.fields for row in rows] == [{"a": 1}, {}, {}, {"a": 4}]
+        faults = [f"{path}, index {index}: the key `{key}` stands twice" for index, key in ((1, "b"), (2, "a"))]
+        assert [str(row.fault).split(";")[0] for row in rows[1:3]] == faults
+
+
+def test_columns_without_a_name_are_no_column_twice(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,,\n1,,\n")
+    assert [row.fields["a"] for row in rows_of_file(str(path))] == ["1"]
+
+
 # --- what is wrong -----------------------------------------------------------------------------------------------
 
 
@@ -132,6 +150,12 @@ def gqa_without_spans(folder: Path) -> tuple[Path, Path]:
 def gqa_without_clues(folder: Path) -> tuple[Path, Path]:
     annotations, videos = nextgqa(folder)
     put_json(folder / "gsub_test.json", {"4010069381": {"location": []}})
+    return annotations, videos
+
+
+def gqa_with_a_video_twice(folder: Path) -> tuple[Path, Path]:
+    annotations, videos = nextgqa(folder)
+    (folder / "gsub_test.json").write_text('{"v": 1, "v": 2, "w": 3}')
     return annotations, videos
 
 
@@ -176,6 +200,11 @@ WRONG = [
     ("jsonl", text("rows.json", "[3]"), None, r"index 0: holds 3, which is no object"),
     ("jsonl", text("rows.json", json.dumps([]) + "x"), None, r"there is 'x' behind the list"),
     ("jsonl", text("rows.txt", ""), None, r"rows.txt: name annotation files .json, .jsonl or .csv"),
+    ("jsonl", text("rows.jsonl", '{"answer": "a", "answer": "b"}'), None, r"line 1: the key `answer` stands twice"),
+    ("jsonl", text("rows.jsonl", '{"metadata": {"clip": 1, "clip": 2}}'), None, r"line 1: the key `clip` stands twice"),
+    ("jsonl", text("rows.json", '[{"answer": "a", "answer": "b"}]'), None, r"index 0: the key `answer` stands twice"),
+    ("nextqa", text("val.csv", "video,qid,qid\n1,2,3\n"), None, r"val.csv, line 1: the column `qid` stands twice; l"),
+    ("nextgqa", gqa_with_a_video_twice, None, r'gsub_test.json: the key `v` stands twice in \{"v": 2, "w": 3\}; leave'),
     ("seed-bench-r1", lines(SEED_TRAIN | {"negative_answers": ["a", "a", "b"]}), None, r"has 2 different wrong"),
     ("seed-bench-r1", lines(SEED_VAL | {"golden_choice_idx": "E"}), None, r"`golden_choice_idx` is 'E'; write A, B"),
     ("seed-bench-r1", lines(SEED_VAL), "train", r"line 1: this is a validation row, but split is 'train'"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,33 @@ from typing import Any, TextIO, cast
 from appo.data.row import Row, RowError
 
 CHUNK = 1 << 20  # characters of a JSON list read at once
+ONE_OF_TWO = "leave one of the two"
 _SUFFIXES = (".json", ".jsonl", ".csv")
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice, of which Python would keep the last value without a word."""
+
+    def __init__(self, key: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(f"the key `{key}` stands twice")
+        self.fields = fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of keys that each stand once. Raises RepeatedKeyError."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise RepeatedKeyError(_repeated([key for key, _ in pairs]), fields)
+    return fields
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first name that stands more than once, "" if none does."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
+
+
 _DECODER = json.JSONDecoder()
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def is_url(path: str) -> bool:
@@ -93,7 +119,9 @@ def read_object(path: str) -> dict[str, Any]:
     """A file that is one JSON object, read as a whole."""
     with open_text(path) as file:
         try:
-            value = json.load(file)
+            value = _UNIQUE.decode(file.read())
+        except RepeatedKeyError as error:
+            raise ValueError(f"{path}: {error} in {json.dumps(error.fields)[:60]}; {ONE_OF_TWO}") from None
         except ValueError as error:
             raise ValueError(f"{path}: no JSON ({error}); download or write it again") from None
     if not isinstance(value, dict):
@@ -142,7 +170,9 @@ def _json_lines(path: str, file: TextIO) -> Iterator[Row]:
             continue
         place = f"{path}, line {number}"
         try:
-            yield _row(place, index, json.loads(line), line)
+            yield _row(place, index, _UNIQUE.decode(line), line)
+        except RepeatedKeyError as error:
+            yield Row(place, index=index).faulty(str(error), ONE_OF_TWO)
         except (ValueError, RecursionError) as error:
             yield Row(place, index=index).faulty(f"no JSON ({error})", "write one JSON object a line")
         index += 1
@@ -169,7 +199,11 @@ def _json_list(path: str, file: TextIO) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield broken(f"no JSON ({getattr(error, 'msg', error)})")
             return
-        yield _row(f"{path}, index {index}", index, value, text)
+        place = f"{path}, index {index}"
+        if isinstance(value, RepeatedKeyError):
+            yield Row(place, index=index).faulty(str(value), ONE_OF_TWO)
+        else:
+            yield _row(place, index, value, text)
         index += 1
         mark = scanner.mark()
         if mark == ",":
@@ -198,11 +232,14 @@ class _Scanner:
                 return ""
 
     def value(self) -> tuple[Any, str]:
-        """Decode the value that starts at the last mark; with its text."""
+        """Decode the value that starts at the last mark; with its text. A `RepeatedKeyError` is such a value too."""
         self._at -= 1
+        repeated: RepeatedKeyError | None = None
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = (_DECODER if repeated else _UNIQUE).raw_decode(self._text, self._at)
+            except RepeatedKeyError as error:
+                repeated = error  # where the value ends must be found all the same
             except json.JSONDecodeError:
                 if not self._more():
                     raise
@@ -211,7 +248,7 @@ class _Scanner:
                     continue
                 self._size = CHUNK
                 text, self._at = self._text[self._at : end], end
-                return value, text
+                return repeated or value, text
 
     def _more(self) -> bool:
         chunk = self._file.read(self._size)
@@ -237,6 +274,9 @@ def _csv_rows(path: str, file: TextIO) -> Iterator[Row]:
             return
         if header is None:
             header = values
+            if name := _repeated([name for name in header if name]):
+                yield Row(f"{path}, line {first}").faulty(f"the column `{name}` stands twice", ONE_OF_TWO)
+                return
         elif values:
             place = f"{path}, line {reader.line_num}"
             if len(values) == len(header):
