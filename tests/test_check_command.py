@@ -177,6 +177,25 @@ PATHS = [
     ),
     ("other prefix", "old/a/x.mp4", "new/b/a/x.mp4", "", "replace `old/` at the start of paths by `new/b/`"),
     ("another machine", "/mnt/them/a/x.mp4", "us/a/x.mp4", "", "replace `/mnt/them/` at the start of paths by `us/`"),
+    (
+        "a URL",
+        "file:///mnt/them/a/x.mp4",
+        "us/a/x.mp4",
+        "",
+        "replace `file:///mnt/them/` at the start of paths by `us",
+    ),
+    ("a dot", "./old/a/x.mp4", "new/a/x.mp4", "", "replace `./old/` at the start of paths by `new/`"),
+    ("a dot within", "old/./a/x.mp4", "new/a/x.mp4", "", "replace `old/./` at the start of paths by `new/`"),
+    ("two slashes", "old//a/x.mp4", "new/a/x.mp4", "", "replace `old//` at the start of paths by `new/`"),
+    ("absolute", "{d}/old/a/x.mp4", "new/a/x.mp4", "", "replace `{d}/old/` at the start of paths by `new/`"),
+    (
+        "absolute, deeper",
+        "{d}/a/x.mp4",
+        "release/a/x.mp4",
+        "",
+        "replace `{d}/` at the start of paths by `release/`",
+    ),
+    ("a dot, one deeper", "./a/x.mp4", "release/a/x.mp4", "", "set --videos {d}/release"),
 ]
 
 
@@ -192,7 +211,7 @@ def test_a_wrong_prefix_is_found_and_the_suggestion_works(tmp_path, says, lies, 
     for name in names:
         put_media(folder, lies.replace("x.mp4", name))
     (folder / "videos").mkdir(exist_ok=True)
-    annotations = own(tmp_path, *(says.replace("x.mp4", name) for name in names))
+    annotations = own(tmp_path, *(says.format(d=folder).replace("x.mp4", name) for name in names))
     before = check("jsonl", str(annotations), str(folder / videos))
     assert before.counts["missing"] == 3
     assert suggestion.format(d=folder) in str(before.fix)

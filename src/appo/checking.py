@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from appo.caching import Keeping, keep
 from appo.data import answer_fault, media_folder, read_each
-from appo.data.media import MediaFiles
-from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, RowError
+from appo.data.files import join
+from appo.data.media import MediaFiles, media_of
+from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, Row, RowError
 from appo.probing import BAD_IMAGE, LIMIT, MISSING, OUTSIDE, TOO_SHORT, UNDECODABLE, Clip, Media, Probe, probe
 from appo.relocating import PathFix, find_fix
 from appo.types import VideoQA
@@ -66,11 +67,13 @@ class Survey:
         rows: how many there are.
         faults: what is wrong with them.
         uses: the files that they show, and who shows them.
+        written: paths of files as the rows write them.
     """
 
     rows: int = 0
     faults: list[Fault] = field(default_factory=list)
     uses: dict[Media, list[Use]] = field(default_factory=lambda: defaultdict(list))
+    written: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
     Raises:
         ValueError, OSError: as :func:`appo.data.read_each`: there is nothing to walk over.
     """
-    found = Survey()
+    found, folder = Survey(), media_folder(annotations, videos)
     place_of_id: dict[str, str] = {}
     place_of_content: dict[int, str] = {}
     for row, question in read_each(name, annotations, videos, split):
@@ -121,6 +124,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
             found.faults.append(Fault(category, str(question), (row.place,)))
             continue
         _note_media(found, row.place, question)
+        _note_written(found, row, question, folder)
         if fault := answer_fault(row, question):
             found.faults.append(Fault(fault.category, str(fault), (row.place,)))
         same_id = place_of_id.setdefault(question.id, row.place)
@@ -151,6 +155,16 @@ def _note_media(found: Survey, place: str, question: VideoQA) -> None:
         found.uses[media].append(Use(place, question.spans, shown, seconds))
     if question.image:
         found.uses[Media(question.image, is_image=True)].append(Use(place, (), None, None))
+
+
+def _note_written(found: Survey, row: Row, question: VideoQA, folder: str) -> None:
+    """Keep a file's path as the row writes it, where that is more than what follows the folder: ``./a/x.mp4``."""
+    for path, _ in media_of(question):
+        name = os.path.basename(path)
+        for text in row.fields.values():
+            alike = isinstance(text, str) and text.endswith(name) and not path.endswith(f"/{text}")
+            if alike and join(folder, text) == path:
+                found.written[path] = text
 
 
 def split_missing(uses: Iterable[Media]) -> tuple[list[Media], list[Media]]:
@@ -280,7 +294,9 @@ def check(
     there, gone = split_missing(found.uses)
     faults = [*found.faults, *(missing_fault(media, found.uses[media]) for media in gone)]
     folder = media_folder(annotations, videos)
-    fix = find_fix([media.path for media in gone], [media.path for media in there], folder) if gone else None
+    missing = [media.path for media in gone]
+    written = {path: found.written[path] for path in missing if path in found.written}
+    fix = find_fix(missing, [media.path for media in there], folder, written) if gone else None
     tell = on_file or (lambda done, files: None)
     tell(0, len(there))
     for done, (media, result) in enumerate(probe_all(there, found.uses, quick, workers), start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class PathFix:
         return f"in the annotations, replace `{self.prefix}` at the start of paths by {by} ({count})"
 
 
-def find_fix(missing: Collection[str], there: Collection[str], videos: str) -> PathFix | None:
+def find_fix(
+    missing: Collection[str], there: Collection[str], videos: str, written: Mapping[str, str] | None = None
+) -> PathFix | None:
     """The change under which most of the missing files are there.
 
     A file is taken for a missing one if both have the same name and no other of that name has more of the path in
@@ -49,12 +52,14 @@ def find_fix(missing: Collection[str], there: Collection[str], videos: str) -> P
         missing: paths that lead nowhere, as `videos` and the annotations make them.
         there: paths that do lead to a file; a new `videos` must not lose them.
         videos: the folder that paths start from; it may not exist itself.
+        written: missing paths as they stand in the annotations; default: what follows `videos`.
     """
+    texts = {path: path.removeprefix(f"{videos.rstrip('/')}/") for path in missing} | dict(written or {})
     root = Path(os.path.abspath(videos))
     votes: Counter[tuple[str, ...]] = Counter()
     for base in _places_to_look(root):
         places = _files_named({PurePath(path).name for path in missing}, base)
-        votes.update(filter(None, (_explain(path, places, root) for path in missing)))
+        votes.update(filter(None, (_explain(path, texts[path], places, root) for path in missing)))
         if votes:
             break
     files = len(missing) + len(there)
@@ -88,9 +93,12 @@ def _files_named(names: Collection[str], base: Path) -> Mapping[str, list[Parts]
     return found
 
 
-def _explain(path: str, places: Mapping[str, list[Parts]], root: Path) -> tuple[str, ...] | None:
-    """("videos", folder) or ("replace", prefix, replacement), by which a missing path becomes a file that is there."""
-    inside = os.path.abspath(path).startswith(str(root) + os.sep)
+def _explain(path: str, text: str, places: Mapping[str, list[Parts]], root: Path) -> tuple[str, ...] | None:
+    """("videos", folder) or ("replace", prefix, replacement), by which a missing path becomes a file that is there.
+
+    ``text`` is the path as the annotations write it, of which the prefix is.
+    """
+    inside = not os.path.isabs(text) and os.path.abspath(path).startswith(str(root) + os.sep)
     wanted: Parts = Path(os.path.relpath(path, root)).parts if inside else Path(path).parts
     by_length = sorted(((_common_end(wanted, place), place) for place in places.get(wanted[-1], [])), reverse=True)
     if not by_length or (len(by_length) > 1 and by_length[0][0] == by_length[1][0]):
@@ -102,11 +110,15 @@ def _explain(path: str, places: Mapping[str, list[Parts]], root: Path) -> tuple[
     while common > 1 and place[: len(root.parts)] == root.parts and len(place) - common < len(root.parts):
         common -= 1
     new = os.path.relpath(Path(*place[:-common]), root)
-    return "replace", _prefix(wanted[:-common]), "" if new == os.curdir else f"{PurePath(new).as_posix()}/"
+    return "replace", _without_end(text, common), "" if new == os.curdir else f"{PurePath(new).as_posix()}/"
 
 
-def _prefix(parts: Parts) -> str:
-    return f"{PurePath(*parts).as_posix().rstrip('/')}/" if parts else ""
+def _without_end(text: str, parts: int) -> str:
+    """A path as it is written, without its last parts: `file:///tmp/` of `file:///tmp/a//x.mp4` without two."""
+    names = re.split("(/)", text)  # each slash by itself, so that nothing is lost
+    while names and parts:
+        parts -= names.pop() not in ("", ".", "/")
+    return "".join(names)
 
 
 def _common_end(one: Parts, other: Parts) -> int:
