@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,8 +68,14 @@ def test_sigterm_ends_the_step_and_writes_a_checkpoint_that_goes_on_exactly(
     assert json.loads(line)["from"] == "checkpoint-2"
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_ctrl_c_stops_at_once(
+    tmp_path: Path, world: Path, capfd: pytest.CaptureFixture[str], before: Any
+) -> None:
+    """Also where ctrl-C was ignored before the run, as in jobs of a script's background: it says that it would."""
+    signal.signal(signal.SIGINT, before)
     assert train(tmp_path / "run", world, reward="resume_cases:interrupt_twice") == 130
+    assert signal.getsignal(signal.SIGINT) is before
     assert capfd.readouterr().err.strip().splitlines()[-1] == "appo: interrupted"
     assert last_complete(tmp_path / "run").path is None
 

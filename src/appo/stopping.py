@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What each signal does by itself. A parent may have told its children to ignore SIGINT (a script's background jobs).
+_AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _NOTICE = b"appo: stopping after this step, with a checkpoint; once more stops at once\n"
 
 
@@ -41,11 +42,13 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {signum: signal.signal(signum, self._on_signal) for signum in _SIGNALS}
+            self._before = {signum: signal.signal(signum, self._on_signal) for signum in _AT_ONCE}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._give_back()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training here, with a checkpoint, if a signal came."""
@@ -66,10 +69,6 @@ class StopOnSignal(TrainerCallback):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        self._give_back()
+        for one, handler in self._before.items():
+            signal.signal(one, _AT_ONCE[one] if handler is signal.SIG_IGN else handler)
         os.write(2, _NOTICE)  # print is not safe within a signal handler
-
-    def _give_back(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}
