@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import ModelOutput
 from trl import GRPOTrainer
@@ -29,11 +29,12 @@ from appo.checkpoints import (
     whole_folder,
     write_manifest,
 )
+from appo.model_card import CardWriter
 
 _OUTPUT, _FIELDS = "__model_output__", "fields"
 
 
-class WholeCheckpoints(Trainer):
+class WholeCheckpoints(CardWriter):
     """A trainer of TRL's with checkpoints that are complete or absent and hold all that decides what follows.
 
     It stands before TRL's trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
