@@ -142,8 +142,9 @@ def card_text(facts: CardFacts) -> str:
         f"# {facts.name}\n",
         _opening(facts),
         f"## Quick start\n\n```python\n{_START.format(checkpoint=facts.checkpoint, fps=facts.fps)}\n```\n",
-        "transformers 5 numbers the positions behind a long video otherwise than Qwen-VL was trained with, here and\n"
-        "before; `model, processor = appo.models.load_model(checkpoint)` corrects that.\n",
+        "This code numbers the positions behind a video as transformers does. The model was trained with those of\n"
+        "Qwen-VL's pre-training, as `model, processor = appo.models.load_model(checkpoint)` has them; in long videos\n"
+        "they differ.\n",
         _training(facts),
         _citations(facts.method),
     ]
