@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from appo.architecture import PUBLISHED, Architecture
+from appo.checkpointing_names import quiet
 from appo.positions import use_pretrained_positions
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
@@ -94,7 +95,8 @@ def build_model(name: str, device: str, dtype: torch.dtype, *, checkpointing: bo
     model.model.visual.requires_grad_(False)
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with quiet():  # transformers before 5.23 knows this name only
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return use_pretrained_positions(model)
 

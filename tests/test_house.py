@@ -38,7 +38,7 @@ ROOMS = [
     "appo.vllm_prompts", "appo.vllm_server", "appo.vllm_rollout",
     "appo.sharding", "appo.processes",
     "appo.models",
-    "appo.checkpoints", "appo.model_card", "appo.resuming",
+    "appo.checkpointing_names", "appo.checkpoints", "appo.model_card", "appo.resuming",
     "appo.faults", "appo.reward_faults", "appo.replays", "appo.steady",
     "appo.setting_rules", "appo.config", "appo.out_of_memory", "appo.trainer",
     "appo.records", "appo.seen_run", "appo.strips", "appo.curves", "appo.report", "appo.terminal", "appo.filmstrip",

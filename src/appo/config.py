@@ -11,6 +11,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from appo.checkpointing_names import adopt_new_names
 from appo.rollout import has_vision
 from appo.setting_rules import METHODS, check_values
 
@@ -183,6 +184,7 @@ class APPOConfig(GRPOConfig):
         self._check_method_settings()
         if self.method == "sft":
             self.check_whole_groups()  # a group of responses becomes one row
+        adopt_new_names(self)
         super().__post_init__()
 
     def _apply_method(self) -> None:

@@ -168,7 +168,7 @@ def settings_of(path: str) -> dict[str, Any]:
         "dtype": "nf4" if four else "bf16" if half else "mixed" if config.get("bf16", True) else "fp32",
         "optimizer": optimizers.get(config.get("optim", ""), "adamw"),
         "lora_r": config.get("lora_r", 16) if config.get("use_peft") else None,
-        "gradient_checkpointing": config.get("gradient_checkpointing", True),
+        "gradient_checkpointing": config.get("activation_checkpointing", config.get("gradient_checkpointing")),
         "attention": init.get("attn_implementation"),
         "vllm_share": config.get("vllm_gpu_memory_utilization", 0.3) if colocated else None,
     }

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
+from appo.checkpointing_names import quiet
 from appo.checkpoints import (
     LAST,
     CheckpointError,
@@ -47,7 +48,8 @@ class WholeCheckpoints(CardWriter):
         self._partial: Path | None = None
         self._resumed: Path | None = None
         self._began, self._seconds_before = 0.0, 0.0
-        super().__init__(*args, **kwargs)
+        with quiet():
+            super().__init__(*args, **kwargs)
         self.keep("loop", self._loop_state, self._restore_loop)
         self.add_callback(_AtTrainBegin(self._restore))
 
@@ -72,7 +74,14 @@ class WholeCheckpoints(CardWriter):
             CheckpointError: there is none, it is not complete, or it is of a run with other data or processes.
         """
         self._resumed = self._chosen(resume_from_checkpoint)
-        return super().train(self._resumed and str(self._resumed), *args, **kwargs)
+        with quiet():
+            return super().train(self._resumed and str(self._resumed), *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure, with the arguments of transformers."""
+        with quiet():
+            measured: dict[str, float] = super().evaluate(*args, **kwargs)
+        return measured
 
     def _chosen(self, wanted: str | bool | None) -> Path | None:
         folder = Path(self.args.output_dir)
