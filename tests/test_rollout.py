@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
+from transformers import GenerationConfig
 
 from appo.packing import encode_vision, join_vision, prompt_spans, reuses_vision
 from appo.prompts import build_messages
@@ -27,6 +30,8 @@ from runs import clips
 from tiny import ARCHITECTURES, PromptShape, random_prompt, tiny_model
 
 SAMPLING = FrameSampling(2.0, 16, 4)
+# Said by the version, not by the function that finds it out: that one is tested too.
+TAKES_FEATURES = Version(transformers.__version__) >= Version("5.18")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,38 @@ def test_vision_tensors_of_prompts_follow_one_another_and_blank_frames_keep_thei
     assert torch.equal(blank["input_ids"], prompts[0]["input_ids"])
 
 
+@pytest.mark.parametrize("given", ["an argument", "a list", "the settings", "the model's own"])
+def test_responses_end_where_generation_was_told_to(given):
+    """As transformers: an argument before the settings passed, and those before the model's own."""
+    model, prompt = tiny_model(), random_prompt(PromptShape(), 1)
+    model.generation_config.eos_token_id = None
+    endless = {"do_sample": False, "max_new_tokens": 12}
+    (whole,), (other,) = respond(model, 0, [prompt, random_prompt(PromptShape(), 2)], 1, **endless)
+    assert len(whole) == len(other) == 12, "no end-of-sequence token, so only the length ends a response"
+    end = int(whole[5])
+    expected = whole[: whole.tolist().index(end) + 1]
+    if given == "the settings":
+        settings = {"generation_config": GenerationConfig(eos_token_id=end, **endless)}
+    elif given == "the model's own":
+        model.generation_config.eos_token_id = [end]
+        settings = {"generation_config": GenerationConfig(**endless)}
+    else:
+        model.generation_config.eos_token_id = int(whole[0])
+        settings = endless | {"eos_token_id": end if given == "an argument" else [end, 1]}
+    (ended,), (other_ended,) = respond(model, 0, [prompt, random_prompt(PromptShape(), 2)], 1, **settings)
+    assert torch.equal(ended, expected)
+    assert torch.equal(other_ended, other[: other.tolist().index(end) + 1] if end in other else other)
+
+
+def test_an_argument_of_none_takes_the_end_away():
+    model, prompt = tiny_model(), random_prompt(PromptShape(), 1)
+    endless = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
+    model.generation_config.eos_token_id = None
+    whole = respond(model, 0, [prompt], 1, **endless)[0][0]
+    model.generation_config.eos_token_id = int(whole[5])
+    assert torch.equal(respond(model, 0, [prompt], 1, **endless)[0][0], whole)
+
+
 def stock_generate(model, prompts, responses, pad, **settings):
     """The oracle: transformers' own generation on prompts copied G times, pixels and all."""
     longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
@@ -186,7 +223,7 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
     monkeypatch.setattr(model, "generate", recording)
     for settings in ({"do_sample": False}, {"do_sample": True, "top_k": 0}):
         settings = {**settings, "max_new_tokens": 8, "suppress_tokens": vision_token_ids(model.config)}
-        for features in (False, True) if reuses_vision(model) else (False,):
+        for features in (False, True) if TAKES_FEATURES else (False,):
             inputs = [encode_vision(model, prompt) for prompt in prompts] if features else prompts
             torch.manual_seed(1)
             respond(model, pad, inputs, 3, **settings)
@@ -201,7 +238,8 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
 
 def test_the_vision_tower_runs_once_per_prompt(policy, questions):
     model, processor = policy
-    if not reuses_vision(model):
+    assert reuses_vision(model) == TAKES_FEATURES
+    if not TAKES_FEATURES:
         pytest.skip("this transformers takes pixels only")
     prompts = [encode(processor, question) for question in questions[:2]]
     grids = []

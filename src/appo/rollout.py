@@ -272,7 +272,8 @@ def respond(
         pad_token_id: fills prompts from the left.
         prompts: encoded prompts, pixels or features (:func:`appo.packing.encode_vision`).
         responses: G.
-        generation: what transformers' ``generate`` takes (``generation_config``, ``max_new_tokens``, ...).
+        generation: what transformers' ``generate`` takes (``generation_config``, ``max_new_tokens``,
+            ``eos_token_id``, ...).
     """
     device = next(model.parameters()).device
     pads = {"input_ids": pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
@@ -296,8 +297,7 @@ def respond(
             past_key_values=cache,
             **generation,
         ).cpu()
-    config = generation.get("generation_config") or model.generation_config
-    ends = torch.tensor(config.eos_token_id).reshape(-1)
+    ends = _end_tokens(model, generation)
     rows = [_until_end(row, ends) for row in sequences[:, longest:]]
     return [rows[start : start + responses] for start in range(0, len(rows), responses)]
 
@@ -315,6 +315,14 @@ def to_device(prompt: Mapping[str, Any], device: torch.device) -> PromptInputs:
 
 def _left_pad(x_1P: Tensor, length: int, value: int) -> Tensor:
     return torch.nn.functional.pad(x_1P, (length - x_1P.shape[1], 0), value=value)
+
+
+def _end_tokens(model: Any, generation: Mapping[str, Any]) -> Tensor:
+    """int64 (E,), ids that end a response, found in the order transformers looks: argument, settings, model; or none."""
+    given, own = generation.get("generation_config"), model.generation_config.eos_token_id
+    configured = own if given is None or given.eos_token_id is None else given.eos_token_id
+    ends = generation.get("eos_token_id", configured)
+    return torch.as_tensor([] if ends is None else ends, dtype=torch.long).reshape(-1).cpu()
 
 
 def _until_end(ids_N: Tensor, ends: Tensor) -> Tensor:
