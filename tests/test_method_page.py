@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from appo import perception
+from appo import APPOConfig, perception
 from appo.perception import token_weights
+from appo.scoring import score_group
 
 METHOD_PAGE = Path(__file__).parents[1] / "docs" / "method.md"
 
@@ -54,3 +57,19 @@ def test_every_function_the_method_page_names_exists() -> None:
     names = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[3])}
     assert len(names) >= 10
     assert all(callable(getattr(perception, name)) for name in names)
+
+
+def test_the_numbers_of_the_method_page_are_the_defaults() -> None:
+    """The paper's, written once more: neither the page nor a default can move by itself."""
+    page = METHOD_PAGE.read_text(encoding="utf-8").split("The paper's numbers")[1].split("## Equations")[0]
+    rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) \|$", page, re.MULTILINE)
+    numbers = {name: float(number) for name, number in rows}
+    assert numbers == {
+        "attention_layers": 3, "score_tokens": 15, "top_frames": 3, "threshold": 0.5, "frame_tokens": 64,
+        "max_weight": 1.7,
+    }  # fmt: skip
+    config = {field.name: field.default for field in fields(APPOConfig)}
+    assert {name: config[name] for name in numbers} == numbers
+    assert inspect.signature(score_group).parameters["capture_layers"].default == numbers.pop("attention_layers")
+    of_function = inspect.signature(token_weights).parameters
+    assert {name: of_function[name].default for name in numbers} == numbers

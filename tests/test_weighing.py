@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appo.batches import batch_weights
-from appo.weighing import with_base
+from appo.scoring import score_group
+from appo.weighing import weigh, with_base
 from perception_cases import kinds, random_case, seeds
 from resume_cases import begin, differences, go_on, killed_after, questions
 from runs import clips, logged, make_trainer, rows_of
+from tiny import PromptShape, random_prompt, random_responses, tiny_model
 
 OURS = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
 
@@ -23,6 +25,23 @@ OURS = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
     return rows_of(clips(tmp_path_factory.mktemp("clips")))
+
+
+# --- accuracy -----------------------------------------------------------------------------------------------------
+
+
+def test_a_response_without_an_accuracy_counts_as_lost() -> None:
+    """A reward function may leave a response out (NaN): it is no winner, so its frames are not crucial."""
+    model, prompt = tiny_model(), random_prompt(PromptShape(videos=((4, 1, 2),)))
+    with torch.no_grad():
+        scores = score_group(model, prompt, random_responses([6, 5, 7]))
+    few = {"score_tokens": 2, "top_frames": 1, "frame_tokens": 3}
+    unscored, lost, won = (
+        weigh(model, scores, torch.tensor([1.0, accuracy, 0.0]), **few) for accuracy in (float("nan"), 0.0, 1.0)
+    )
+    assert torch.equal(unscored.weights_GN, lost.weights_GN)
+    assert torch.equal(unscored.crucial_F, lost.crucial_F)
+    assert not torch.equal(unscored.crucial_F, won.crucial_F), "winning would change nothing, so nothing is proved"
 
 
 # --- base weight --------------------------------------------------------------------------------------------------

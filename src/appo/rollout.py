@@ -318,7 +318,7 @@ def _left_pad(x_1P: Tensor, length: int, value: int) -> Tensor:
 
 
 def _end_tokens(model: Any, generation: Mapping[str, Any]) -> Tensor:
-    """int64 (E,), ids that end a response, found in the order transformers looks: argument, settings, model; or none."""
+    """int64 (E,), ids that end a response; transformers looks at the argument, the settings passed, then the model."""
     given, own = generation.get("generation_config"), model.generation_config.eos_token_id
     configured = own if given is None or given.eos_token_id is None else given.eos_token_id
     ends = generation.get("eos_token_id", configured)
