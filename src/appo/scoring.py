@@ -7,7 +7,7 @@ V vocabulary, n tokens picked out of a group.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,11 +149,25 @@ class HeadLogProbs:
     def tiles(self, i_n: Tensor, j_n: Tensor) -> Iterator[Tensor]:
         """The same in pieces of at most ``vocabulary_tile`` words."""
         hidden_nH, normalizer_n1 = self.hidden_GNH[i_n, j_n], self.log_normalizer_GN[i_n, j_n, None]
-        weight_VH, bias_V = self.head.weight, self.head.bias
-        for start in range(0, len(weight_VH), self.vocabulary_tile):
-            words = slice(start, start + self.vocabulary_tile)
-            logits_nv = nn.functional.linear(hidden_nH, weight_VH[words], None if bias_V is None else bias_V[words])
-            yield full_precision(logits_nv) / self.temperature - normalizer_n1
+        for start in range(0, len(self.head.weight), self.vocabulary_tile):
+            logits_nv = word_logits(self.head, hidden_nH, slice(start, start + self.vocabulary_tile))
+            yield logits_nv / self.temperature - normalizer_n1
+
+
+def word_logits(head: Any, hidden: Tensor, words: slice | Sequence[int]) -> Tensor:
+    """(..., v), float32 at least: the head's logits of some words, from hidden states (..., H)."""
+    bias_v = None if head.bias is None else head.bias[words]
+    with _in_precision_of(head, hidden):
+        return full_precision(nn.functional.linear(hidden.to(head.weight.dtype), head.weight[words], bias_v))
+
+
+def _in_precision_of(head: Any, hidden: Tensor) -> AbstractContextManager[Any]:
+    """No autocast where the head is wider than what it reads: its logits are wanted as exact as it is.
+
+    So it is after TRL's ``cast_lm_head_to_fp32``, whose update runs the head outside of autocast too.
+    """
+    wider = torch.promote_types(head.weight.dtype, hidden.dtype) != hidden.dtype
+    return torch.autocast(hidden.device.type, enabled=False) if wider else nullcontext()
 
 
 def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
@@ -182,7 +196,8 @@ def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature:
     head: Any = base.get_output_embeddings()
 
     def tile(hidden_nH: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
-        logits_nV = full_precision(head(hidden_nH)) / temperature
+        with _in_precision_of(head, hidden_nH):
+            logits_nV = full_precision(head(hidden_nH)) / temperature
         normalizer_n = logits_nV.logsumexp(dim=-1)
         return logits_nV.gather(-1, ids_n[:, None])[:, 0] - normalizer_n, normalizer_n
 

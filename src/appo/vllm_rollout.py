@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from appo.attention import full_precision
 from appo.encoding import PromptEncoder
 from appo.groups import Group
 from appo.rollout import Messages, PromptInputs, message_parts, vision_token_ids
+from appo.scoring import word_logits
 from appo.types import GroupScores
 from appo.vllm_prompts import EngineMismatchError, EnginePrompt, TrainingPositions, check_tokens, engine_prompt
 from appo.vllm_server import VideoClient
@@ -174,9 +174,8 @@ class VideoEngine:
     def _allowed(self, scores: GroupScores) -> Tensor:
         """(G, N) log-probability of not sampling a vision placeholder: what vLLM's distribution is normalised by."""
         head, banned_K = self._base.get_output_embeddings(), self._banned
-        bias_K = None if head.bias is None else head.bias[banned_K]
-        logits_GNK = full_precision(nn.functional.linear(scores.hidden_GNH, head.weight[banned_K], bias_K))
-        log_probs_GNK = logits_GNK / self._generation.temperature - scores.log_normalizer_GN[..., None]
+        logits_GNK = word_logits(head, scores.hidden_GNH, banned_K) / self._generation.temperature
+        log_probs_GNK = logits_GNK - scores.log_normalizer_GN[..., None]
         return torch.log1p(-log_probs_GNK.exp().sum(-1).clamp(max=1 - 1e-6))
 
 
