@@ -84,6 +84,15 @@ def test_the_reference_model_starts_as_the_policy_it_was_given(tmp_path, questio
     assert second > 1e-6
 
 
+def test_more_attention_layers_than_the_model_has_are_refused_at_the_start(tmp_path, questions):
+    """Both numbers, before anything is sampled; methods that capture nothing do not mind."""
+    depth = build_policy(0)[0].config.get_text_config().num_hidden_layers
+    with pytest.raises(ValueError, match=f"^attention_layers .* 1 .* {depth} decoder layers, got {depth + 1}$"):
+        make_trainer(tmp_path, rows_of(questions), method="appo", attention_layers=depth + 1)
+    make_trainer(tmp_path, rows_of(questions), method="appo", attention_layers=depth)
+    make_trainer(tmp_path, rows_of(questions), method="dapo", attention_layers=depth + 1)
+
+
 def test_lora_adapters_train_and_nothing_else(tmp_path, questions):
     peft = pytest.importorskip("peft")
     model, processor = build_policy(0)

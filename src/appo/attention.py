@@ -149,10 +149,7 @@ def capture_frame_attention(
         ValueError: ``layers`` is not in 1..number of decoder layers, or the text model runs on a kernel that hides
             its keys (eager, flex).
     """
-    text_config = model.config.get_text_config()
-    depth = text_config.num_hidden_layers
-    if not 1 <= layers <= depth:
-        raise ValueError(f"attention layers must be between 1 and the model's {depth} decoder layers, got {layers}")
+    depth = checked_depth(model, layers)
     capture = FrameCapture(
         query_BN=query_BN,
         pool_BLF=frame_pool(frame_BL, frames),
@@ -161,6 +158,14 @@ def capture_frame_attention(
     )
     with appo_attention(model):
         yield capture
+
+
+def checked_depth(model: PreTrainedModel, layers: int) -> int:
+    """How many decoder layers the model has. Raises ValueError unless so many attention layers can be captured."""
+    depth: int = model.config.get_text_config().num_hidden_layers
+    if not 1 <= layers <= depth:
+        raise ValueError(f"attention_layers must be between 1 and the model's {depth} decoder layers, got {layers}")
+    return depth
 
 
 def _register(base: str) -> str:

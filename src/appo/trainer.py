@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
-from appo.attention import use_appo_attention
+from appo.attention import checked_depth, use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.config import APPOConfig, arguments_of, check_groups
 from appo.decoder import Decoder
@@ -79,6 +79,8 @@ class APPOTrainer(SteadyTrainer):
         check_groups(args, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
         super().__init__(model, reward_funcs, args, **kwargs)
         args.reward_weights = weights
+        if args.method == "appo" and self._is_vlm:
+            checked_depth(self._base_model, args.attention_layers)
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
         self.weigher = Weigher(args.weight_settings, self._accuracy_column, self.temperature, args.frame_attention)
         self.keep("frame shares", self.weigher.shares.state, self.weigher.shares.restore)
