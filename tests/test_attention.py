@@ -27,7 +27,7 @@ tiny_model = cache(build_tiny_model)  # the tests that share one only read it
 
 def eager_frame_attention(rows, frame_BL, query_BN, frames, layers, **model_kwargs):
     """The oracle: transformers' eager `output_attentions`, averaged by plain loops in float64."""
-    model = tiny_model(attention="eager", **model_kwargs)
+    model = model_kwargs.get("model") or tiny_model(attention="eager", **model_kwargs)
     with torch.no_grad():
         attentions = model(**rows, output_attentions=True, use_cache=False).attentions
     B, N = query_BN.shape

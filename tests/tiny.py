@@ -34,8 +34,9 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     architecture: str = "qwen2_5_vl",
     seed: int = 0,
+    text: dict[str, Any] | None = None,
 ) -> Any:
-    """A Qwen-VL with random weights large enough that attention is far from uniform."""
+    """A Qwen-VL with random weights large enough that attention is far from uniform; `text`: settings of its layers."""
     torch.manual_seed(seed)
     config_class, model_class = {
         "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
@@ -56,6 +57,7 @@ def tiny_model(
             "rope_parameters": rope | ({"mrope_interleaved": True} if architecture == "qwen3_vl" else {}),
             "tie_word_embeddings": True,
             "initializer_range": 0.3,
+            **(text or {}),
         },
         vision_config=_vision_config(architecture, heads * head_dim),
         tie_word_embeddings=True,

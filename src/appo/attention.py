@@ -2,7 +2,8 @@
 
 The model runs its own kernel (SDPA, flash attention) unchanged; beside it, in the last layers only and only for the
 queries that emit response tokens, the post-softmax attention is recomputed in chunks and reduced at once to frames.
-With a :class:`PrefixLayout`, a group packed behind one prompt is attended as if each response stood alone behind it.
+With a :class:`PrefixLayout`, a group packed behind one prompt is attended as if each response stood alone behind it;
+a layer's sliding window then counts the positions of that row, not those of the packed one.
 
 Shape suffixes: B rows, A attention heads, K key/value heads, L input positions, N response tokens, C queries of one
 chunk, D head size, F frames; packed: G segments, S positions of the shared prefix, T = S + all segments.
@@ -86,12 +87,17 @@ class PrefixLayout:
                 "`appo_attention(model)`, or call `use_appo_attention(model)` once"
             )
 
-    @property
-    def visible_11NL(self) -> Tensor:
-        """bool (1, 1, N, S + N): a segment's query sees the whole prefix, and its own segment causally."""
-        N = self.mask_GN.shape[1]
-        own = torch.ones(N, N, dtype=torch.bool, device=self.mask_GN.device).tril()
-        return torch.cat([own.new_ones(N, self.prefix), own], dim=1)[None, None]
+    def visible_11NL(self, window: int | None) -> Tensor:
+        """bool (1, 1, N, S + N): a segment's query sees the prefix and its own segment, as if they were a row."""
+        length = self.prefix + self.mask_GN.shape[1]
+        query_N = torch.arange(self.prefix, length, device=self.mask_GN.device)
+        return _causal(query_N, length, window)[None, None]
+
+
+def _causal(query_C: Tensor, keys: int, window: int | None) -> Tensor:
+    """bool (.., C, keys): queries at these positions of a row see what precedes, at most `window` keys; None: all."""
+    distance = query_C[..., None] - torch.arange(keys, device=query_C.device)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 @contextmanager
@@ -207,19 +213,27 @@ def _wrapped(kernel: Callable[..., Any], *, end_aligned: bool) -> Callable[..., 
     ) -> Any:
         if prefix_layout is not None:
             qkv = (query_BALD, key_BKLD, value_BKLD)
-            mask = None if end_aligned else prefix_layout.visible_11NL
-            return _shared_prefix(kernel, module, qkv, mask, prefix_layout, frame_capture, *args, **kwargs)
+            masks = (None, None) if end_aligned else _masks(prefix_layout, kwargs.get("sliding_window"))
+            return _shared_prefix(kernel, module, qkv, masks, prefix_layout, frame_capture, *args, **kwargs)
         _capture(module, query_BALD, key_BKLD, attention_mask, frame_capture, kwargs)
         return kernel(module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, **kwargs)
 
     return attention
 
 
+def _masks(layout: PrefixLayout, window: int | None) -> tuple[Tensor | None, Tensor]:
+    """Of the prefix, (1, 1, S, S) or None where causal attention is right already; of the segments."""
+    prefix_S, prefix_11SS = torch.arange(layout.prefix, device=layout.mask_GN.device), None
+    if window is not None and window < layout.prefix:
+        prefix_11SS = _causal(prefix_S, layout.prefix, window)[None, None]
+    return prefix_11SS, layout.visible_11NL(window)
+
+
 def _shared_prefix(
     kernel: Callable[..., Any],
     module: nn.Module,
     qkv: tuple[Tensor, Tensor, Tensor],
-    mask_11NL: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None],
     layout: PrefixLayout,
     capture: FrameCapture | None,
     *args: Any,
@@ -227,13 +241,14 @@ def _shared_prefix(
 ) -> tuple[Tensor, None]:
     """Attention of a packed group (batch 1): the prefix causally; each segment over the prefix and itself."""
     S, G = layout.prefix, layout.mask_GN.shape[0]
+    prefix_11SS, mask_11NL = masks
     layout.layers.add(module.layer_idx)  # type: ignore[arg-type]
     query_1ASD, key_1KSD, value_1KSD = (x[:, :, :S] for x in qkv)
-    prefix_1SAD, _ = kernel(module, query_1ASD, key_1KSD, value_1KSD, None, *args, **kwargs)
+    prefix_1SAD, _ = kernel(module, query_1ASD, key_1KSD, value_1KSD, prefix_11SS, *args, **kwargs)
     query_GAND, own_key, own_value = (x[0][:, layout.index_GN].transpose(0, 1) for x in qkv)
     key_GKLD = torch.cat([key_1KSD.expand(G, -1, -1, -1), own_key], dim=2)
     value_GKLD = torch.cat([value_1KSD.expand(G, -1, -1, -1), own_value], dim=2)
-    _capture(module, query_GAND, key_GKLD, layout.visible_11NL, capture, kwargs)
+    _capture(module, query_GAND, key_GKLD, layout.visible_11NL(kwargs.get("sliding_window")), capture, kwargs)
     segments_GNAD, _ = kernel(module, query_GAND, key_GKLD, value_GKLD, mask_11NL, *args, **kwargs)
     # Row-major order of the real tokens is the order in which the segments are packed.
     return torch.cat([prefix_1SAD, segments_GNAD[layout.mask_GN][None]], dim=1), None
@@ -251,13 +266,18 @@ def _capture(
     layer: Any = module.layer_idx
     if capture is None or layer not in capture.layers or layer in capture.captured:
         return
-    scaling = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5
+    scaling, window = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5, kwargs.get("sliding_window")
     with torch.no_grad():
-        capture.captured[layer] = _frame_attention(query_BALD, key_BKLD, attention_mask, scaling, capture)
+        capture.captured[layer] = _frame_attention(query_BALD, key_BKLD, attention_mask, scaling, window, capture)
 
 
 def _frame_attention(
-    query_BALD: Tensor, key_BKLD: Tensor, attention_mask: Tensor | None, scaling: float, capture: FrameCapture
+    query_BALD: Tensor,
+    key_BKLD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    window: int | None,
+    capture: FrameCapture,
 ) -> Tensor:
     """float32 (B, N, F): one layer's attention to frames, never holding more than one chunk of queries."""
     B, A, _, _ = query_BALD.shape
@@ -268,7 +288,7 @@ def _frame_attention(
         query_BC = capture.query_BN[:, start : start + chunk]
         index = query_BC[:, None, :, None].expand(-1, A, -1, query_BALD.shape[-1])
         probs_BCL = _head_mean_attention(
-            query_BALD.gather(2, index), key_BKLD, _visible_keys(attention_mask, query_BC, L), scaling
+            query_BALD.gather(2, index), key_BKLD, _visible_keys(attention_mask, query_BC, L, window), scaling
         )
         parts.append(probs_BCL @ capture.pool_BLF.to(probs_BCL.dtype))
     return torch.cat(parts, dim=1)
@@ -289,11 +309,12 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int) -> Tensor:
+def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int, window: int | None = None) -> Tensor:
     """float32 (B, 1, C, L) additive bias: 0 where the query may see the key, -inf (or the mask's value) elsewhere.
 
     Understands every mask form transformers passes to attention functions: None (causal), (B, L) padding masks of
-    flash attention, (B, 1, L, L) boolean (True = visible) and additive float masks.
+    flash attention, (B, 1, L, L) boolean (True = visible) and additive float masks. The last two hold the layer's
+    sliding window; to a kernel that gets one of the first two it is told (`window`, in keys; None: all that precede).
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         rows = attention_mask.expand(query_BC.shape[0], -1, -1, -1)[:, :1, :, :keys]
@@ -302,8 +323,7 @@ def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int) ->
             return chosen.float()
         visible = chosen
     else:
-        position_L = torch.arange(keys, device=query_BC.device)
-        visible = (position_L <= query_BC[..., None])[:, None]
+        visible = _causal(query_BC, keys, window)[:, None]
         if attention_mask is not None:
             visible = visible & attention_mask[:, None, None, :keys].bool()
     bias = torch.zeros(visible.shape, device=query_BC.device)

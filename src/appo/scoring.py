@@ -75,7 +75,9 @@ def score_group(
         mask_GN=mask_GN,
         hidden_GNH=hidden_GNH.detach(),
         log_normalizer_GN=log_normalizer_GN.detach(),
-        frame_attention_GNF=None if frame_attention_GNF is None else frame_attention_GNF * mask_GN[..., None],
+        frame_attention_GNF=None
+        if frame_attention_GNF is None
+        else frame_attention_GNF.masked_fill(~mask_GN[..., None], 0.0),
     )
 
 
