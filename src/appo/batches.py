@@ -123,12 +123,18 @@ class PackedModel:
         )
 
     def _call(self, prompt: PromptInputs, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
-        """Log-probabilities and entropies (or None) of the responses' tokens, one after another."""
-        packed = pack_group(self._base, prompt, responses)
-        emitting_1T = packed.labels_1T != IGNORED
+        """Log-probabilities and entropies (or None) of the responses' tokens, one after another.
+
+        Where no token is left (all responses were truncated and masked) the prompt runs alone, with one position that
+        emits nothing: processes that share gradients or parameters must all go through the layers, and back.
+        """
+        is_empty = not any(len(response) for response in responses)
+        packed = pack_group(self._base, prompt, [prompt["input_ids"][0, -1:]] if is_empty else responses)
+        labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
+        emitting_1T = labels_1T != IGNORED
 
         def run() -> tuple[Tensor, Tensor | None]:
-            outputs = self._model(**packed.inputs, shift_labels=packed.labels_1T, **kwargs)
+            outputs = self._model(**packed.inputs, shift_labels=labels_1T, **kwargs)
             packed.layout.assert_kept()
             return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
 

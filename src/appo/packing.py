@@ -52,7 +52,7 @@ def pack_group(base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor]
     Args:
         base: the Hugging Face model (not PEFT-wrapped), for its rotary positions.
         prompt: processor output of one prompt, ``input_ids`` (1, P).
-        responses: G int64 tensors; an empty one takes no position.
+        responses: G int64 tensors, one of them not empty; an empty one takes no position.
 
     Raises:
         ValueError: an architecture that is not known to pack exactly.
