@@ -19,8 +19,9 @@ from datasets import Dataset
 from PIL import Image
 
 import appo.trainer
+import runs
 from appo.rollout import respond
-from appo.spotlight import load_annotations
+from appo.spotlight import load_annotations, load_policy
 from runs import accuracy_reward, make_trainer, rows_of
 
 
@@ -34,13 +35,13 @@ def sample_by_prompt(model: Any, pad: int, prompts: Any, responses: int, **gener
     return groups
 
 
-def shard_on_cpu() -> None:
+def shard_on_cpu(*, load_once: bool) -> None:
     """accelerate reads FSDP settings on accelerators only; torch's own FSDP2 shards on CPU just as well.
 
     As in recipes/accelerate/fsdp2.yaml, transformers names the classes of the units: decoder layer and vision block.
     """
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=load_once
     )
     start = AcceleratorState.__init__
 
@@ -119,10 +120,20 @@ def dataset_of(kind: str, clips: Path) -> Dataset:
     return Dataset.from_list(rows[kind])
 
 
+def changed_policy(*, first_process_only: bool) -> tuple[Any, Any]:
+    """A policy that is no longer what its folder holds; it may be so in the first process, and empty in the others."""
+    model, processor = load_policy()
+    empty = first_process_only and not PartialState().is_main_process
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.0 if empty else 0.9)
+    return model, processor
+
+
 def main(tasks: list[dict[str, Any]]) -> None:
     """Train as told, one run after the other, and write what came of each, from the first process."""
     if tasks[0]["sharding"] == "fsdp2":
-        shard_on_cpu()
+        shard_on_cpu(load_once="loaded once" in tasks[0]["policy"])
     if tasks[0]["sharding"] == "deepspeed":
         deepspeed_on_cpu()
     for task in tasks:
@@ -132,6 +143,8 @@ def main(tasks: list[dict[str, Any]]) -> None:
 
 def train(task: dict[str, Any]) -> None:
     """One run."""
+    if "changed" in task["policy"]:
+        runs.build_policy = lambda seed: changed_policy(first_process_only="loaded once" in task["policy"])
     rewards = reward_of_process_one if task["rewards"] == "of process 1" else accuracy_reward
     rows = dataset_of(task["rows"], Path(task["clips"]))
     trainer = make_trainer(Path(task["output"]) / "run", rows, rewards=rewards, **task["settings"])

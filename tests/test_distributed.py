@@ -72,14 +72,15 @@ def task_of(
     rows: str = "clips",
     sampling: str = "by prompt",
     rewards: str = "plain",
+    policy: str = "untrained",
     **settings: Any,
 ) -> dict[str, Any]:
     """What tests/distributed_worker.py is told about one run."""
-    output = folder / f"{sharding}-{processes}-{rewards}-{settings.get('method', 'appo')}{name}"
+    output = folder / f"{sharding}-{processes}-{rewards}-{policy}-{settings.get('method', 'appo')}{name}"
     output.mkdir(exist_ok=True)
     settings = {"per_device_train_batch_size": 8 // processes, **SETTINGS, **settings}
     task = {"clips": str(folder / "clips"), "output": str(output), "sharding": sharding, "settings": settings}
-    return task | {"sampling": sampling, "rewards": rewards, "rows": rows}
+    return task | {"sampling": sampling, "rewards": rewards, "rows": rows, "policy": policy}
 
 
 @pytest.fixture(scope="module")
@@ -108,27 +109,40 @@ def assert_same_run(result: dict[str, Any], alone: dict[str, Any], close: float)
     assert [sorted(chain.from_iterable(groups)) for groups in steps] == [sorted(ids) for ids in alone["groups"][0]]
 
 
-@pytest.mark.parametrize(
-    ("sharding", "settings"),
-    [
-        pytest.param("ddp", {}, id="ddp"),
-        pytest.param("fsdp2", {}, id="fsdp2"),
-        *(
-            pytest.param(
-                "deepspeed",
-                {"use_cpu": False, "deepspeed": {"zero_optimization": zero, **ZERO}},
-                id=f"zero{zero['stage']}",
-                marks=pytest.mark.skipif(not has_deepspeed, reason="deepspeed is not installed"),
-            )
-            for zero in ({"stage": 2}, {"stage": 3, "stage3_param_persistence_threshold": 0})
-        ),
-    ],
-)
+SHARDINGS = [
+    pytest.param("ddp", {}, id="ddp"),
+    pytest.param("fsdp2", {}, id="fsdp2"),
+    *(
+        pytest.param(
+            "deepspeed",
+            {"use_cpu": False, "deepspeed": {"zero_optimization": zero, **ZERO}},
+            id=f"zero{zero['stage']}",
+            marks=pytest.mark.skipif(not has_deepspeed, reason="deepspeed is not installed"),
+        )
+        for zero in ({"stage": 2}, {"stage": 3, "stage3_param_persistence_threshold": 0})
+    ),
+]
+
+
+@pytest.mark.parametrize(("sharding", "settings"), SHARDINGS)
 def test_two_processes_do_what_one_does(folder, alone, sharding, settings):
     result = run(folder, 2, sharding, **settings)
     assert_same_run(result, alone, CLOSE[sharding])
     stage = settings.get("deepspeed", {}).get("zero_optimization", {}).get("stage")
     assert (result["sharded"] > 0) == (sharding == "fsdp2" or stage == 3), "the policy was not sharded as asked"
+
+
+@pytest.mark.parametrize(("sharding", "settings"), SHARDINGS)
+def test_the_reference_is_the_policy_as_it_was_given(folder, sharding, settings):
+    """TRL loads it from the folder that the policy came from; the policy has changed since, and is what counts.
+
+    With the recipe's ``fsdp_cpu_ram_efficient_loading`` only the first process needs to have it.
+    """
+    policy = "changed, loaded once" if sharding == "fsdp2" else "changed"
+    result = run(folder, 2, sharding, policy=policy, beta=0.1, max_steps=2, learning_rate=1e-2, **settings)
+    first, second = measured(result, "kl")
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second > 1e-5, "the policy has moved away from the reference, or the reference along with it"
 
 
 def test_usual_shares_and_the_mean_weight_are_those_of_all_processes(folder):

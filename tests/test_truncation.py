@@ -1,4 +1,4 @@
-"""``mask_truncated_completions``: responses, or whole groups, of which nothing is trained; packed as in ordinary rows."""
+"""``mask_truncated_completions``: responses and groups of which nothing is trained, packed as in ordinary rows."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
-from torch import nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+import torch
+from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, register_fsdp_forward_method
 
 Result = TypeVar("Result")
 _METHOD = "_appo_forward"
@@ -70,3 +72,40 @@ def _gathered_head(model: Any) -> AbstractContextManager[Any]:
 
     gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(pieces)
     return gathered
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the weights that `source` has in the first process. Every process must call it.
+
+    Args:
+        source: a Hugging Face model, whole or in pieces. FSDP's ``cpu_ram_efficient_loading`` hands out what the first
+            process has of it, so the others may have anything.
+        target: a model of the same build, as TRL prepared it: FSDP2's root, a DeepSpeed engine, or the plain model.
+
+    Raises:
+        ValueError: FSDP version 1, which keeps its pieces in another form.
+    """
+    if isinstance(target, FullyShardedDataParallel):
+        raise ValueError("a reference model (beta > 0) needs fsdp_version: 2: FSDP version 1 cannot take the policy's")
+    if isinstance(target, FSDPModule):
+        weights = get_model_state_dict(source, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(cast(nn.Module, target), weights, options=options)
+        return
+    whole: nn.Module = getattr(target, "module", target)
+    if any(hasattr(parameter, "ds_id") for parameter in whole.parameters()):
+        _copy_gathered(source, whole)
+    else:
+        whole.load_state_dict(source.state_dict())
+
+
+def _copy_gathered(source: nn.Module, target: nn.Module) -> None:
+    """Of ZeRO-3's pieces, one parameter at a time: the first process writes it, the others are sent it."""
+    import deepspeed
+
+    own = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        pieces = [one for one in (own[name], parameter) if hasattr(one, "ds_id")]
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(pieces, modifier_rank=0):
+            if distributed.get_rank() == 0:
+                parameter.copy_(own[name])

@@ -32,7 +32,7 @@ from appo.processes import any_process, most_of_all
 from appo.resampling import TotalReward, is_flat, resample
 from appo.rollout import PromptInputs, VideoCache, evaluation_mode, has_video, pictures, respond, vision_token_ids
 from appo.scoring import score_group
-from appo.sharding import as_forward, generate_together, is_sharded
+from appo.sharding import as_forward, copy_weights, generate_together, is_sharded
 from appo.sight import assert_sight
 from appo.steady import PICTURE_COLUMNS, SteadyTrainer
 from appo.stopwatch import STEP_PARTS, Stopwatch
@@ -122,8 +122,8 @@ class APPOTrainer(SteadyTrainer):
     def _prepare_reference(self, loaded_here: bool) -> None:
         """TRL loads the reference from where the policy's configuration came from; it may have been trained since."""
         reference = unwrap(self.accelerator.unwrap_model(self.ref_model))
-        if not (loaded_here or self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            reference.load_state_dict(self._base_model.state_dict())
+        if not loaded_here:
+            copy_weights(self._base_model, self.ref_model)
         if self.args.shared_prefix and self._is_vlm:
             use_appo_attention(reference)
 
