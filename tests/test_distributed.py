@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from appo.records import RunFolder
+from appo.sharding import copy_weights
 from runs import clips
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +145,12 @@ def test_the_reference_is_the_policy_as_it_was_given(folder, sharding, settings)
     first, second = measured(result, "kl")
     assert first == pytest.approx(0, abs=1e-6)
     assert second > 1e-5, "the policy has moved away from the reference, or the reference along with it"
+
+
+def test_a_reference_under_fsdp_version_1_is_refused():
+    sharded = object.__new__(FullyShardedDataParallel)  # a real one wants an accelerator
+    with pytest.raises(ValueError, match="fsdp_version: 2"):
+        copy_weights(torch.nn.Linear(1, 1), sharded)
 
 
 def test_usual_shares_and_the_mean_weight_are_those_of_all_processes(folder):

@@ -86,7 +86,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         ValueError: FSDP version 1, which keeps its pieces in another form.
     """
     if isinstance(target, FullyShardedDataParallel):
-        raise ValueError("a reference model (beta > 0) needs fsdp_version: 2: FSDP version 1 cannot take the policy's")
+        raise ValueError(
+            "beta > 0 needs fsdp_version: 2: FSDP version 1 cannot give the reference model the policy's weights"
+        )
     if isinstance(target, FSDPModule):
         weights = get_model_state_dict(source, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
