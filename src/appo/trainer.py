@@ -103,7 +103,7 @@ class APPOTrainer(SteadyTrainer):
         self._shows_pictures = self._is_vlm and self._base_model.config.model_type in PACKABLE
         if args.freeze_vision_tower and self._is_vlm:
             self._base_model.base_model.visual.requires_grad_(False)
-        elif self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
+        if self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
             equal_vision_passes(self._base_model)
         if args.shared_prefix and self._is_vlm:
             use_appo_attention(self._base_model)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.packing import reuses_vision
+
 # A pass of the tower each, in the order of transformers' forward.
 PIXELS = ("pixel_values", "pixel_values_videos")
 
@@ -37,11 +39,12 @@ def run_on_blank_pixels(base: Any) -> Tensor:
 def equal_vision_passes(base: Any) -> None:
     """Have every forward pass of the model run its tower once for each of :data:`PIXELS`, whatever its rows hold.
 
-    What is added to a process's own passes changes no value: it is multiplied by 0. For towers that take pixels in
-    every pass, where several processes train together; asking twice is asking once.
+    What is added to a process's own passes changes no value: it is multiplied by 0. Where the tower runs once a rollout
+    (it is frozen, and transformers takes its output) nothing changes; asking twice is asking once.
     """
     inner = base.base_model
-    if getattr(inner, "_appo_equal_passes", False):
+    runs_once = reuses_vision(base) and not trains_vision(base)
+    if runs_once or getattr(inner, "_appo_equal_passes", False):
         return
     inner._appo_equal_passes = True
     passes = 0
