@@ -32,6 +32,7 @@ from appo.rollout import VideoCache
 from appo.sight import assert_sight
 from appo.stopwatch import Stopwatch
 from appo.video import FrameSampling
+from appo.vision_tower import freeze_vision_tower
 
 # -- what is to be said ----------------------------------------------------------------------------------------------
 
@@ -240,7 +241,7 @@ def make_sft_trainer(
         peft_config=peft_config,
     )
     if config.freeze_vision_tower:
-        unwrap(trainer.model).base_model.visual.requires_grad_(False)
+        freeze_vision_tower(unwrap(trainer.model))
     trainer.remove_callback(PrinterCallback)
     MetricsRecorder(folder, trainer)
     return trainer

@@ -38,7 +38,7 @@ from appo.steady import PICTURE_COLUMNS, SteadyTrainer
 from appo.stopwatch import STEP_PARTS, Stopwatch
 from appo.types import GroupScores
 from appo.video import FrameSampling
-from appo.vision_tower import equal_vision_passes
+from appo.vision_tower import equal_vision_passes, freeze_vision_tower
 from appo.vllm_rollout import VideoEngine
 from appo.weighing import Weigher
 
@@ -102,7 +102,7 @@ class APPOTrainer(SteadyTrainer):
         self._seen_responses = 1
         self._shows_pictures = self._is_vlm and self._base_model.config.model_type in PACKABLE
         if args.freeze_vision_tower and self._is_vlm:
-            self._base_model.base_model.visual.requires_grad_(False)
+            freeze_vision_tower(self._base_model)
         if self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
             equal_vision_passes(self._base_model)
         if args.shared_prefix and self._is_vlm:

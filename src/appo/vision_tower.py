@@ -17,6 +17,20 @@ from appo.packing import reuses_vision
 PIXELS = ("pixel_values", "pixel_values_videos")
 
 
+def freeze_vision_tower(base: Any) -> None:
+    """Train no parameter of the tower that reads pictures, under whichever name the architecture has it.
+
+    Raises:
+        ValueError: no such tower is found.
+    """
+    tower = base.get_encoder(modality="image")
+    if tower in (base, base.base_model):
+        raise ValueError(
+            f"freeze_vision_tower finds no vision tower in a {base.config.model_type} model: set it to false"
+        )
+    tower.requires_grad_(False)
+
+
 def trains_vision(base: Any) -> bool:
     """Whether the vision tower's parameters are trained, so that it runs anew in every forward pass."""
     return any(parameter.requires_grad for parameter in base.base_model.visual.parameters())
