@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
+from trl.rewards import get_soft_overlong_punishment
 
 from appo.checkpointing_names import adopt_new_names
 from appo.rollout import has_vision
@@ -293,3 +294,25 @@ def arguments_of(model: Any, args: Any, kwargs: Mapping[str, Any]) -> APPOConfig
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported: APPOTrainer trains single-turn answers about videos")
     return args
+
+
+def with_overlong_punishment(
+    args: APPOConfig, reward_funcs: Any, processing_classes: Any
+) -> tuple[list[Any], list[Any] | None, list[float] | None]:
+    """Reward functions, their processing classes and weights, with DAPO's length punishment last where it is on.
+
+    Args:
+        args: the settings.
+        reward_funcs: one reward function or several; None: there are none, which TRL refuses.
+        processing_classes: of reward models, as TRL takes them: one, a list as long as the functions, or None.
+    """
+    several = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    rewards = [one for one in several if one is not None]
+    if not args.overlong_cache or not rewards:
+        return rewards, processing_classes, args.reward_weights
+    rewards.append(get_soft_overlong_punishment(args.max_completion_length, args.overlong_cache))
+    weights = None if args.reward_weights is None else [*args.reward_weights, 1.0]
+    if processing_classes is None:
+        return rewards, None, weights
+    classes = processing_classes if isinstance(processing_classes, list) else [processing_classes]
+    return rewards, [*classes, None], weights

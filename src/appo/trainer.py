@@ -18,11 +18,10 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.rewards import get_soft_overlong_punishment
 
 from appo.attention import checked_depth, use_appo_attention
 from appo.batches import PackedModel, SeeingModel, batch_weights, by_group, by_row
-from appo.config import APPOConfig, arguments_of, check_groups
+from appo.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
 from appo.decoder import Decoder
 from appo.encoding import PromptEncoder
 from appo.frame_cache import cache_in
@@ -67,17 +66,12 @@ class APPOTrainer(SteadyTrainer):
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: APPOConfig | None = None, *rest: Any, **kwargs: Any
     ) -> None:
+        kwargs = {**dict(zip(_REST, rest, strict=False)), **kwargs}
         args = arguments_of(model, args, kwargs)
-        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        weights, kwargs = args.reward_weights, {**dict(zip(_REST, rest, strict=False)), **kwargs}
-        if args.overlong_cache:
-            reward_funcs.append(get_soft_overlong_punishment(args.max_completion_length, args.overlong_cache))
-            args.reward_weights = None if weights is None else [*weights, 1.0]
-            classes = kwargs.get("reward_processing_classes")
-            if classes is not None:
-                kwargs["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
         check_groups(args, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
-        super().__init__(model, reward_funcs, args, **kwargs)
+        weights, classes = args.reward_weights, kwargs.pop("reward_processing_classes", None)
+        reward_funcs, classes, args.reward_weights = with_overlong_punishment(args, reward_funcs, classes)
+        super().__init__(model, reward_funcs, args, reward_processing_classes=classes, **kwargs)
         args.reward_weights = weights
         if args.method == "appo" and self._is_vlm:
             checked_depth(self._base_model, args.attention_layers)
