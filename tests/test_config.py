@@ -87,14 +87,6 @@ def test_batches_of_an_evaluation_are_checked_too(tmp_path):
         check_groups(args, [ROWS["video"]])
 
 
-def test_a_dataset_smaller_than_a_rollout_is_refused(tmp_path):
-    """TRL makes no step, warns and ends without an error."""
-    args = APPOConfig(str(tmp_path), **{**FAST, "gradient_accumulation_steps": 3})
-    with pytest.raises(ValueError, match="the dataset has 2 rows, but a rollout takes 3 prompts"):
-        check_groups(args, [ROWS["text"]] * 2)
-    check_groups(args, [ROWS["text"]] * 3)
-
-
 def test_dynamic_sampling_needs_whole_groups_in_a_process(tmp_path):
     """Two processes of two rows each share a group of four: neither could replace it."""
     settings = {**FAST, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2}

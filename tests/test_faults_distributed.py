@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_processes_stay_in_step_when_one_meets_a_fault(folder, sharding) -> None:
     result = test_distributed.run(folder, 2, sharding, sampling="free", **SETTINGS)
-    run = folder / f"{sharding}-2-plain-dapo" / "run"
+    run = folder / f"{sharding}-2-plain-untrained-dapo" / "run"
     faults = [line for _, line in read_lines(run / FAULTS)]
     assert faults, "no process met it: nothing was shown"
     assert len({fault["file"] for fault in faults}) == 1
@@ -57,6 +57,6 @@ def test_both_stop_with_a_checkpoint_when_it_is_too_many(folder, monkeypatch) ->
         test_distributed.run(folder, 2, "ddp", sampling="free", **settings)
     assert done[0].returncode != 0
     assert "FaultyVideosError: 1 videos cannot be shown, 0 are allowed (max_faulty_videos)" in done[0].stderr
-    checkpoint = last_complete(folder / "ddp-2-plain-dapo" / "run").path
+    checkpoint = last_complete(folder / "ddp-2-plain-untrained-dapo" / "run").path
     assert checkpoint is not None
     assert (checkpoint / "state-1.pt").exists()

@@ -323,6 +323,13 @@ def test_unsupported_uses_are_refused(tmp_path, dataset):
         make_trainer(tmp_path, dataset, rewards=[first, second])
 
 
+def test_a_dataset_smaller_than_a_rollout_is_refused(tmp_path, dataset):
+    """TRL makes no step, warns and ends without an error."""
+    trainer = make_trainer(tmp_path, dataset.select(range(2)), method="grpo", gradient_accumulation_steps=3)
+    with pytest.raises(ValueError, match="the dataset has 2 rows, but a rollout takes 3 prompts"):
+        trainer.train()
+
+
 def test_evaluation_sees_the_videos_too(tmp_path, dataset):
     trainer = make_trainer(
         tmp_path, dataset, method="appo", max_steps=1, per_device_eval_batch_size=4, num_generations_eval=2

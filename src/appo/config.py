@@ -253,7 +253,7 @@ def check_groups(args: APPOConfig, *datasets: Any) -> None:
         datasets: for training and for evaluation: tables of rows, dictionaries of tables, streams or None.
 
     Raises:
-        ValueError: batches would cut groups that must stay whole, or take more rows than there are.
+        ValueError: batches would cut groups that must stay whole.
     """
     try:
         args.check_whole_groups()
@@ -261,12 +261,6 @@ def check_groups(args: APPOConfig, *datasets: Any) -> None:
         tables = [table for one in datasets for table in (one.values() if isinstance(one, dict) else [one])]
         if any(has_vision(row) for table in tables if hasattr(table, "__len__") for row in table):
             raise
-    prompts, table = args.generation_batch_size // args.num_generations, datasets[0]
-    if hasattr(table, "__len__") and len(table) < prompts:
-        raise ValueError(
-            f"the dataset has {len(table)} rows, but a rollout takes {prompts} prompts: no step would be made; lower "
-            "per_device_train_batch_size or gradient_accumulation_steps, or give more rows"
-        )
     rows = args.per_device_train_batch_size * args.steps_per_generation
     if args.max_resampling_rounds and rows % args.num_generations:
         raise ValueError(

@@ -217,6 +217,14 @@ class ResumableTrainer(WholeCheckpoints, GRPOTrainer):
         self.keep("rollout", self._rollout_state, self._restore_rollout)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """Raises ValueError for a dataset smaller than one rollout: TRL would make no step, and say nothing."""
+        rows = len(self.train_dataset if dataset is None else dataset)
+        prompts = self.args.generation_batch_size // self.num_generations
+        if rows < prompts:
+            raise ValueError(
+                f"the dataset has {rows} rows, but a rollout takes {prompts} prompts: no step would be made; lower "
+                "per_device_train_batch_size or gradient_accumulation_steps, or give more rows"
+            )
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
 
