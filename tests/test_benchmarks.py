@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from appo.packing import pack_group
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import combinations  # noqa: E402
 import decoder_cost  # noqa: E402
 import frame_cache  # noqa: E402
 import harness  # noqa: E402
@@ -232,6 +234,31 @@ def test_decoder_cost_compares_equal_frames(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(decoder_cost.np, "array_equal", lambda a, b: False)
     with pytest.raises(SystemExit, match="the two ways give other frames"):
         decoder_cost.main(small)
+
+
+# --- combinations ----------------------------------------------------------------------------------------------------
+
+
+def test_combinations_are_as_many_as_asked_for_and_their_outcomes_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """The cases themselves are those of tests/test_combinations.py."""
+    matrix = combinations.chosen(2, 0, None)
+    assert combinations.chosen(2, 0, 5) == matrix[:5]
+    more = combinations.chosen(2, 0, len(matrix) + 7)
+    assert more[: len(matrix)] == matrix
+    assert len(set(more)) == len(matrix) + 7
+    times = {"processor_seconds": 1.5, "wall_seconds": 2.0}
+    held = {"outcome": "held", "asserted": {"rows with their own features": 4, "max_weight 1 is dapo, within": 1e-9}}
+    failed = {"outcome": "failed", "reason": "it broke", "asserted": {}}
+    results = [{"case": asdict(case), **held, **times} for case in matrix]
+    numbers = combinations.summary(results, 2)
+    assert numbers["tuples"] == numbers["tuples_covered"]
+    assert numbers["vision_rows_compared"] == 4 * len(matrix)
+    assert numbers["largest_difference_of_max_weight_1_and_dapo"] == 1e-9
+    results[-1] = {"case": asdict(matrix[-1]), **failed, **times}
+    numbers = combinations.summary(results, 2)
+    assert numbers["outcomes"] == {"held": len(matrix) - 1, "failed": 1}
+    combinations.print_tables(results, numbers)
+    assert f"{len(matrix) - 1} held, 1 failed" in capsys.readouterr().out
 
 
 # --- what is committed -----------------------------------------------------------------------------------------------
