@@ -107,7 +107,7 @@ def run_apart(case: Case, world: World, folder: Path, seconds: float) -> dict[st
     failures.sort(key=lambda one: "gloo/transport" in one["reason"])
     result = next(iter(failures), results[0] or {})
     if late and result.get("outcome") != "failed":
-        stacks = {rank: _stack((folder / f"{rank}.stacks").read_text()) for rank in late}
+        stacks = {rank: _stack(folder / f"{rank}.stacks") for rank in late}
         result = {"outcome": "hung", "reason": f"not ended after {seconds:.0f} s: {stacks}", "asserted": {}}
     result = result or {"outcome": "failed", "reason": "a process ended without a word", "asserted": {}}
     if len({one["outcome"] for one in results if one}) > 1 and result["outcome"] != "failed":
@@ -149,8 +149,9 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _stack(text: str) -> str:
-    """The innermost frames of this repository, of a dump by faulthandler."""
+def _stack(dump: Path) -> str:
+    """The innermost frames of this repository and of TRL, of a dump by faulthandler."""
+    text = dump.read_text(encoding="utf-8") if dump.exists() else ""
     lines = [line.split('"')[1:3] for line in text.splitlines() if "/appo/" in line or "/trl/" in line]
     return " < ".join(f"{Path(path).name}{rest}" for path, rest in lines[:6])
 

@@ -21,6 +21,7 @@ import torch
 
 from appo import encoding, groups, trainer
 from combination_cases import DIMENSIONS, Case, all_tuples, covering_array, random_cases, tuples_of
+from combination_worker import run_apart
 from combination_world import World, build_world
 from invariants import run_case
 
@@ -114,6 +115,14 @@ def test_a_combination_holds_in_two_processes(case: Case, worker: subprocess.Pop
     worker.stdin.flush()
     result = json.loads(worker.stdout.readline())
     assert result["outcome"] == "held", result["reason"]
+
+
+def test_a_case_that_does_not_end_is_named(world: World, tmp_path: Path) -> None:
+    """Three runs take longer than a second."""
+    result = run_apart(Case("dapo", resume="yes"), world, tmp_path / "case", 1.0)
+    assert result["outcome"] == "hung"
+    assert result["reason"].startswith("not ended after 1 s: {0: ")
+    assert "Current thread" in (tmp_path / "case" / "0.stacks").read_text()
 
 
 # --- the matrix can fail ----------------------------------------------------------------------------------------------
