@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,31 @@ def task_of(
     return task | {"sampling": sampling, "rewards": rewards, "rows": rows, "policy": policy}
 
 
+# What each process would do otherwise by itself: it has other prompts, so other usual shares and another mean weight.
+SHARED = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True, "rewards": "plain, shared"}
+SHARED |= {"score_tokens": 2, "top_frames": 1, "frame_tokens": 2}
+# Process 0 replaces every group each round, process 1 none.
+UNEVEN = {
+    "max_resampling_rounds": 2,
+    "overlong_cache": 0,
+    "max_steps": 2,
+    "sampling": "free",
+    "rewards": "of process 1",
+}
+
+
 @pytest.fixture(scope="module")
-def alone(folder) -> dict[str, Any]:
-    return run(folder, 1, "ddp")
+def started(folder) -> Callable[[int, str], dict[str, Any]]:
+    """The runs of so many processes, by name, each kind of processes started once."""
+
+    @cache
+    def results(processes: int, sharding: str) -> dict[str, Any]:
+        tasks: dict[str, dict[str, Any]] = {"plain": {}}
+        tasks |= {"shared": SHARED} if sharding == "ddp" else {}
+        tasks |= {"uneven": UNEVEN} if processes == 2 else {}
+        return dict(zip(tasks, run_all(folder, processes, sharding, list(tasks.values())), strict=True))
+
+    return results
 
 
 def measured(result: dict[str, Any], name: str) -> list[float]:
@@ -127,9 +151,9 @@ SHARDINGS = [
 
 
 @pytest.mark.parametrize(("sharding", "settings"), SHARDINGS)
-def test_two_processes_do_what_one_does(folder, alone, sharding, settings):
-    result = run(folder, 2, sharding, **settings)
-    assert_same_run(result, alone, CLOSE[sharding])
+def test_two_processes_do_what_one_does(folder, started, sharding, settings):
+    result = run(folder, 2, sharding, **settings) if settings else started(2, sharding)["plain"]
+    assert_same_run(result, started(1, "ddp")["plain"], CLOSE[sharding])
     stage = settings.get("deepspeed", {}).get("zero_optimization", {}).get("stage")
     assert (result["sharded"] > 0) == (sharding == "fsdp2" or stage == 3), "the policy was not sharded as asked"
 
@@ -153,20 +177,16 @@ def test_a_reference_under_fsdp_version_1_is_refused():
         copy_weights(torch.nn.Linear(1, 1), sharded)
 
 
-def test_usual_shares_and_the_mean_weight_are_those_of_all_processes(folder):
-    """Each process alone would have other means: it has other prompts."""
-    ours = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
-    ours |= {"score_tokens": 2, "top_frames": 1, "frame_tokens": 2}
-    one, two = (run(folder, processes, "ddp", rewards="plain, ours", **ours) for processes in (1, 2))
+def test_usual_shares_and_the_mean_weight_are_those_of_all_processes(started):
+    one, two = started(1, "ddp")["shared"], started(2, "ddp")["shared"]
     assert 0.2 < measured(one, "appo/mean_weight")[0] < 1
     assert_same_run(two, one, CLOSE["ddp"])
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
-def test_processes_stay_in_step_when_one_has_nothing_to_resample(folder, sharding):
-    """Process 0 replaces every group each round, process 1 none: neither waits for ever, and both train."""
-    settings = {"max_resampling_rounds": 2, "overlong_cache": 0, "max_steps": 2}
-    result = run(folder, 2, sharding, sampling="free", rewards="of process 1", **settings)
+def test_processes_stay_in_step_when_one_has_nothing_to_resample(started, sharding):
+    """Neither waits for ever, and both train."""
+    result = started(2, sharding)["uneven"]
     assert measured(result, "resampling/flat_groups") == [0.5, 0.5], "one of two groups stays flat, as it must"
     assert len(measured(result, "grad_norm")) == 2
     assert min(measured(result, "grad_norm")) > 0
