@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import harness
 
-from appo.comparing.summaries import Cells, difference, paired_seeds
-from appo.comparing.tables import interval, table
+from appo.experiments.compare.summaries import Cells, difference, paired_seeds
+from appo.experiments.compare.tables import interval, table
 
 PAIRS = (
     "appo,lr-control", "appo,appo-shuffled", "appo,appo+normalize_weights=true", "appo-hard,appo", "appo-k3,appo",

@@ -4,9 +4,9 @@
     python benchmarks/combinations.py --strength 2 --seed 1  # every two, another choice
     python benchmarks/combinations.py --cases 300            # the matrix, and more cases at random
 
-What is combined is in tests/combination_cases.py, what is asserted in tests/invariants.py; docs/reliability.md explains
-both. Each case is a run of two steps in one or two processes of its own. One that fails or hangs is named and the
-others go on; its folder is kept, with what its processes have said.
+What is combined is in tests/combinations/cases.py, what is asserted in tests/combinations/invariants.py.
+docs/reliability.md explains both. Each case is a run of two steps in one or two processes of its own. One that fails
+or hangs is named and the others go on; its folder is kept, with what its processes have said.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Any
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from combination_cases import DIMENSIONS, Case, all_tuples, covering_array, random_cases, tuples_of
-from combination_worker import run_apart
-from combination_world import World, build_world
+from tests.combinations.cases import DIMENSIONS, Case, all_tuples, covering_array, random_cases, tuples_of
+from tests.combinations.worker import run_apart
+from tests.combinations.world import World, build_world
 
 Results = list[dict[str, Any]]
 

@@ -38,22 +38,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.comparing.ablations import ablation_curves, ablations
-from appo.comparing.cells import setting_of
-from appo.comparing.controls import World
-from appo.comparing.descriptions import decisive_words
-from appo.comparing.methods import Variant, variant_of
-from appo.config import APPOConfig
-from appo.groups import Sample, ScoredGroup
-from appo.models import load_model
-from appo.rewards import score_answer
-from appo.rollout import generate
-from appo.scoring import log_probs_at, score_group
-from appo.spotlight import generate as generate_clips
-from appo.spotlight import policy_path
-from appo.spotlight.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
+from appo.experiments.compare.ablations import ablation_curves, ablations
+from appo.experiments.compare.cells import setting_of
+from appo.experiments.compare.controls import World
+from appo.experiments.compare.descriptions import decisive_words
+from appo.experiments.compare.methods import Variant, variant_of
+from appo.models.loading import load_model
+from appo.models.log_probs import log_probs_at, score_group
+from appo.rewards.functions import score_answer
+from appo.rollout.generation import generate
+from appo.rollout.groups import Sample, ScoredGroup
+from appo.rollout.token_weights import Weigher
+from appo.training.config import APPOConfig
 from appo.types import GroupScores, VideoQA
-from appo.weighing import Weigher
+from appo.world import generate as generate_clips
+from appo.world import policy_path
+from appo.world.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
 
 LAYERS = 3  # the paper's
 STD_EPSILON = 1e-4  # TRL's, under the standard deviation of a group's rewards

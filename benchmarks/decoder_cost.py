@@ -1,4 +1,4 @@
-"""What it costs to decode videos in a process of its own (appo.decoder), against decoding them in the trainer's.
+"""What it costs to decode videos in a process of its own (appo.video.decode_worker), against the trainer's.
 
     python benchmarks/decoder_cost.py                    # minutes on a CPU core
     python benchmarks/decoder_cost.py --seconds 2 --sizes 320x180 --repeats 1
@@ -25,8 +25,8 @@ from typing import Any
 import frame_cache
 import numpy as np
 
-from appo.decoder import Decoder
-from appo.video import FrameSampling, VideoSource, read_video
+from appo.video.decode_worker import Decoder
+from appo.video.reader import FrameSampling, VideoSource, read_video
 
 LIMIT = 600.0
 

@@ -36,7 +36,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from appo.video import FrameSampling, read_video
+from appo.video.reader import FrameSampling, read_video
 
 RATE = 30
 Frames = np.ndarray[Any, np.dtype[np.uint8]]

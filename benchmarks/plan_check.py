@@ -35,12 +35,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PrinterCallback, TrainerCallback
 
 from appo import APPOConfig, APPOTrainer
-from appo.architecture import VideoShape
-from appo.memory import CPU, Run
-from appo.phases import phases
-from appo.prompts import build_messages
-from appo.spotlight import generate
-from appo.stopwatch import STEP_PARTS, Stopwatch
+from appo.experiments.plan.architecture import VideoShape
+from appo.experiments.plan.memory import CPU, Run
+from appo.experiments.plan.phases import phases
+from appo.rewards.templates import build_messages
+from appo.rollout.timers import STEP_PARTS, Stopwatch
+from appo.world import generate
 
 MARK = "appo/"
 PHASES = ("generate", "score", "update")

@@ -4,7 +4,7 @@
 
 Compared byte for byte: the policy, the optimiser and all random states after the last step, rollouts.jsonl, and every
 number of metrics.jsonl but those that measure time. Each launch is a process of its own, forked from one that has
-done nothing but imports; tests/test_resume_killed.py kills and resumes the command itself.
+done nothing but imports; tests/training/test_resume_killed.py kills and resumes the command itself.
 
 Runs take 6 steps of 2 groups of 4 responses about generated clips, with dynamic sampling, and write a checkpoint after
 every step. In every second trial each rollout serves two optimiser steps, so that checkpoints fall between them. A
@@ -34,10 +34,10 @@ from typing import Any
 
 import torch
 
-from appo.checkpoints import PARTIAL, last_complete, step_of
-from appo.cli import main as appo_command
-from appo.records import RunFolder
-from appo.spotlight import generate
+from appo.cli.main import main as appo_command
+from appo.reports.run_folder import RunFolder
+from appo.training.atomic_checkpoint import PARTIAL, last_complete, step_of
+from appo.world import generate
 
 STEPS = 6
 TIMES = ("step_time", "appo/score_share", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(script="resume_trials", device="cpu")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    import_module("appo.training")  # once for all runs, which are forked
+    import_module("appo.cli.train")  # once for all runs, which are forked
     sys.modules.setdefault("resume_trials", sys.modules[__name__])  # where runs find their reward
     chance = random.Random(args.seed)
     trials = []

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from appo.architecture import PUBLISHED, Architecture
-from appo.checkpointing_names import quiet
-from appo.positions import use_pretrained_positions
+from appo.experiments.plan.architecture import PUBLISHED, Architecture
+from appo.models.checkpointing_names import quiet
+from appo.models.mrope import use_pretrained_positions
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
 TEXT_TOKENS = 64

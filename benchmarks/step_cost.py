@@ -40,11 +40,11 @@ from transformers.video_utils import load_video
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
-from appo.positions import use_pretrained_positions
-from appo.prompts import build_messages
-from appo.rollout import vision_token_ids
-from appo.spotlight import build_policy, generate, load_policy
-from appo.stopwatch import Stopwatch
+from appo.models.mrope import use_pretrained_positions
+from appo.rewards.templates import build_messages
+from appo.rollout.generation import vision_token_ids
+from appo.rollout.timers import Stopwatch
+from appo.world import build_policy, generate, load_policy
 
 WAYS = ("appo", "grpo", "rows", "stock")
 OURS: dict[str, dict[str, Any]] = {

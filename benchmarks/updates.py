@@ -19,12 +19,12 @@ import torch
 from shapes import SHAPES, ModelShape, prompt_of, responses_of
 from torch import Tensor
 
-from appo.attention import use_appo_attention
-from appo.batches import PackedModel
-from appo.packing import IGNORED, VISION_KEYS, group_rows
-from appo.perception import token_weights
-from appo.rollout import respond, vision_token_ids
-from appo.scoring import log_probs_at, score_group
+from appo.method.perception import token_weights
+from appo.models.frame_attention import use_appo_attention
+from appo.models.log_probs import log_probs_at, score_group
+from appo.models.prefix_packing import IGNORED, VISION_KEYS, group_rows
+from appo.rollout.generation import respond, vision_token_ids
+from appo.training.trl_batch import PackedModel
 
 CAPTURE_LAYERS = 3
 PHASES = ("generate", "forward", "update")

@@ -6,7 +6,7 @@
 Hidden states and the head are random; both columns start from the hidden states, as after a scoring pass:
 
 full       head and log-softmax over every token, a (G, N, V) tensor, then token_weights
-tiled      token_weights asks appo.scoring.log_probs_at for the tokens it compares, at most 128 at a time
+tiled      token_weights asks appo.models.log_probs.log_probs_at for the tokens it compares, at most 128 at a time
 
 Shape suffixes: G responses, N response tokens, F frames, H hidden size, V vocabulary.
 """
@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from appo.perception import token_weights
-from appo.scoring import log_probs_at
+from appo.method.perception import token_weights
+from appo.models.log_probs import log_probs_at
 from appo.types import GroupScores, PerceptionWeights
 
 WAYS = ("full", "tiled")

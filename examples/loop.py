@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.perception import token_weights
-from appo.prompts import build_messages
-from appo.rewards import format_reward, score_answer
-from appo.rollout import PromptInputs, encode_prompt, generate
-from appo.scoring import log_probs_at, score_group
-from appo.spotlight import generate as generate_clips
-from appo.spotlight import load_policy
-from appo.spotlight.world import MAX_SECONDS
+from appo.method.perception import token_weights
+from appo.models.log_probs import log_probs_at, score_group
+from appo.rewards.functions import format_reward, score_answer
+from appo.rewards.templates import build_messages
+from appo.rollout.generation import PromptInputs, encode_prompt, generate
 from appo.types import GroupScores, PerceptionWeights, VideoQA
-from appo.video import FrameSampling, read_video
+from appo.video.reader import FrameSampling, read_video
+from appo.world import generate as generate_clips
+from appo.world import load_policy
+from appo.world.world import MAX_SECONDS
 
 SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS)
 

@@ -1,94 +1,188 @@
-"""What the plan knows of a model and of a video, against the model (built without memory) and the real processor."""
+"""Rules of the source: what modules load, budgets, docstrings, README, tracked files. Imports: `lint-imports`."""
 
 from __future__ import annotations
 
-import numpy as np
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLVideoProcessor
 
-from appo.architecture import PUBLISHED, Architecture, read_architecture, video_shape
-from appo.spotlight import policy_path
+from appo.cli.main import _parser
 
-ODD = Architecture(96, 3, 6, 3, 200, 333, tied=False, vision_depth=2, vision_hidden=48, vision_intermediate=70)
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 
-
-def config_of(a: Architecture) -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": a.vocabulary, "hidden_size": a.hidden, "intermediate_size": a.intermediate,
-            "num_hidden_layers": a.layers, "num_attention_heads": a.heads, "num_key_value_heads": a.kv_heads,
-            "tie_word_embeddings": a.tied, "bos_token_id": 0, "eos_token_id": 1,
-        },
-        vision_config={
-            "depth": a.vision_depth, "hidden_size": a.vision_hidden, "num_heads": 16,
-            "intermediate_size": a.vision_intermediate, "out_hidden_size": a.hidden,
-        },
-        tie_word_embeddings=a.tied,
-    )  # fmt: skip
+LONGEST_FUNCTION = 60
+LONGEST_FILE = 400
 
 
-def on_meta(a: Architecture) -> Qwen2_5_VLForConditionalGeneration:
-    with torch.device("meta"):
-        return Qwen2_5_VLForConditionalGeneration(config_of(a))
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("a", [*PUBLISHED.values(), ODD], ids=[*PUBLISHED, "odd"])
-def test_parameters_are_those_of_the_model(a: Architecture) -> None:
-    model = on_meta(a)
-    assert a.vision_parameters == count(model.model.visual)
-    assert a.layer_parameters == count(model.model.language_model.layers[0])
-    assert a.language_parameters + a.vision_parameters == count(model)
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_adapters_are_as_many_as_peft_makes() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    model = get_peft_model(on_meta(ODD), LoraConfig(r=5, target_modules=targets))
-    assert ODD.lora_parameters(5) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def test_a_folder_is_known_by_its_config(tmp_path) -> None:
-    config_of(ODD).save_pretrained(tmp_path)
-    assert read_architecture(str(tmp_path)) == ODD
-    assert read_architecture("Qwen2.5-VL-3B") is PUBLISHED["qwen2.5-vl-3b"]
-    tiny = read_architecture(str(policy_path()))
-    assert (tiny.hidden, tiny.layers, tiny.tied) == (128, 4, True)
+MODULES = {module_name(path): path for path in python_files("src")}
 
 
-def test_other_models_are_refused_by_name(tmp_path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ValueError, match=r"qwen2_5_vl, and this is qwen2"):
-        read_architecture(str(tmp_path))
+# --- layers ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    frames=st.integers(1, 9),
-    height=st.integers(28, 400),
-    width=st.integers(28, 400),
-    least=st.sampled_from([784, 3136, 12544]),
-    most=st.sampled_from([12544, 50176, 100352]),
-)
-def test_tokens_are_those_of_the_processor(frames: int, height: int, width: int, least: int, most: int) -> None:
-    size = {"shortest_edge": least, "longest_edge": most}
-    processor = Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False, do_sample_frames=False)
-    video = np.zeros((frames, height, width, 3), dtype=np.uint8)
-    inputs = processor(videos=[video], return_tensors="pt")
-    shape = video_shape(PUBLISHED["qwen2.5-vl-3b"], frames, height, width, least, most)
-    grid = inputs["video_grid_thw"][0].tolist()
-    assert [shape.frames, shape.height // 14, shape.width // 14] == grid
-    assert (shape.patches, PUBLISHED["qwen2.5-vl-3b"].patch_values) == tuple(inputs["pixel_values_videos"].shape)
-    assert shape.tokens == shape.patches // 4 == shape.tokens_per_frame * shape.frames
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("types method.perception rewards.templates rewards.functions data models.frame_tokens reports.run_folder",
+         "transformers trl accelerate datasets"),
+        ("rewards.templates rewards.temporal_iou rewards.scorers rewards.functions", "torch numpy rouge_score nltk"),
+        ("rewards.answer_parsing evaluation.measures evaluation.statistics evaluation.scores",
+         "torch transformers trl datasets rouge_score"),
+        ("models.frame_attention models.log_probs rollout.generation evaluation.inference", "trl datasets"),
+        ("world.world world.teacher", "torch numpy transformers trl"),
+        ("reports.page reports.terminal cli.spotlight", "torch numpy transformers trl av"),  # a page needs no model
+        ("cli.start_checks training.setting_rules models.names", "torch numpy transformers trl datasets"),
+        ("cli.main", "torch transformers trl"),  # --help and a user's mistake are answered at once
+    ],
+)  # fmt: skip
+def test_modules_load_no_more_than_they_need(modules: str, absent: str) -> None:
+    imports = ", ".join(f"appo.{module}" for module in modules.split())
+    program = f"import sys, {imports}; print([name for name in {absent.split()} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]", f"importing {imports} loads what it must not"
 
 
-def test_videos_that_the_processor_refuses_are_refused() -> None:
-    with pytest.raises(ValueError, match="takes none such"):
-        video_shape(ODD, 16, 10, 3000, 784, 50176)
+# --- budgets and docstrings --------------------------------------------------------------------------------------
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+CODE = python_files("src", "tests", "examples")
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    assert len(CODE) > 50, "the files were not found"
+    lengths = {shown(path): len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    lengths = {
+        f"{shown(path)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in CODE
+        for node in functions(parsed(path))
+    }
+    assert len(lengths) > 500, "the functions were not found"
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[str]:
+    """Public functions, classes and methods without a docstring. Code inside functions is nobody's interface."""
+    for child in node.body:
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or child.name.startswith("_"):
+            continue
+        if ast.get_docstring(child) is None:
+            yield prefix + child.name
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child, f"{prefix}{child.name}.")
+
+
+# What a base class of another library documents, and calls.
+INHERITED = {
+    "APPOTrainer.training_step",
+}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_everything_public_has_a_docstring(module: str) -> None:
+    tree = parsed(MODULES[module])
+    assert ast.get_docstring(tree), f"{module} does not say what it is for"
+    assert set(undocumented(tree)) - INHERITED == set()
+
+
+# --- README ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[list[str]]:
+    """The commands of README.md's shell blocks, without what starts them (`$`, `uv run --extra dev`)."""
+    blocks = re.findall(r"^```(?:bash|console)\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(part.removeprefix("$ "), comments=True) for line in lines for part in line.split("&&")]
+    return [list(_without_runner(words)) for words in commands if words]
+
+
+def _without_runner(words: list[str]) -> list[str]:
+    if words[:2] != ["uv", "run"]:
+        return words
+    start = next(i for i, word in enumerate(words) if word in ("appo", "pytest", "python"))
+    return words[start:]
+
+
+def test_the_readme_shows_how_to_try_and_how_to_test() -> None:
+    commands = readme_commands()
+    assert ["appo", "demo"] in [command[:2] for command in commands]
+    assert any("pytest" in command for command in commands)
+
+
+def test_every_command_of_the_readme_is_understood() -> None:
+    inline = [shlex.split(code) for code in re.findall(r"`(appo [^`]+)`", readme())]
+    calls = [command[1:] for command in [*readme_commands(), *inline] if command[0] == "appo"]
+    assert calls
+    for call in calls:
+        arguments, rest = _parser().parse_known_args(call)
+        assert arguments.command == "train" or not rest, f"appo {shlex.join(call)}: {rest}"
+        if getattr(arguments, "config", None):
+            assert (ROOT / arguments.config).is_file(), f"{arguments.config} is not in the repository"
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", readme()) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+# --- what is tracked ---------------------------------------------------------------------------------------------
+
+
+@cache
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if (ROOT / name).is_file()]
+
+
+def test_no_lock_file_is_tracked() -> None:
+    """Which versions and which registry are used is for whoever installs; the bounds are in pyproject.toml."""
+    locks = {"uv.lock", "package-lock.json", "poetry.lock", "yarn.lock", "Pipfile.lock"}
+    assert ROOT / "pyproject.toml" in tracked()
+    assert [shown(path) for path in tracked() if path.name in locks] == []
+
+
+def test_no_registry_is_written_down() -> None:
+    hosts = re.compile("|".join([r"index[-_]url", r"pypi\.org", r"files\.pythonhosted"]).encode())
+    assert hosts.search(b"--index-" + b"url x")
+    assert [shown(path) for path in tracked() if hosts.search(path.read_bytes())] == []

@@ -13,12 +13,11 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from appo.packing import pack_group
+from appo.models.prefix_packing import pack_group
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import combinations  # noqa: E402
 import decoder_cost  # noqa: E402
 import frame_cache  # noqa: E402
 import harness  # noqa: E402
@@ -28,6 +27,8 @@ import weights_cost  # noqa: E402
 from shapes import SHAPES, build_model, config_of, prompt_of, responses_of, work_of  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 from updates import PHASES, Cell, GroupUpdate  # noqa: E402
+
+import combinations  # noqa: E402
 
 TINY = ["--model", "tiny", "--repeats", "2", "--no-memory"]
 
@@ -240,7 +241,7 @@ def test_decoder_cost_compares_equal_frames(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_combinations_are_as_many_as_asked_for_and_their_outcomes_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """The cases themselves are those of tests/test_combinations.py."""
+    """The cases themselves are those of tests/combinations/test_combinations.py."""
     matrix = combinations.chosen(2, 0, None)
     assert combinations.chosen(2, 0, 5) == matrix[:5]
     more = combinations.chosen(2, 0, len(matrix) + 7)

@@ -16,10 +16,10 @@ from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
 from appo import APPOConfig, APPOTrainer
-from appo.rewards import completion_text, format_reward
-from appo.spotlight import build_policy, policy_path
+from appo.rewards.functions import completion_text, format_reward
 from appo.types import VideoQA
-from runs import FAST, clips, logged, rows_of
+from appo.world import build_policy, policy_path
+from tests.support.runs import FAST, clips, logged, rows_of
 
 PATH = Path(__file__).parents[1] / "examples" / "loop.py"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from appo.report import write_page
-from appo.seen_run import see_run
+from appo.reports.page import write_page
+from appo.reports.seen_run import see_run
 
 HERE = Path(__file__).parent
 SIZE = {"width": 1240, "height": 1010}

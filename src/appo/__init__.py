@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from appo.config import APPOConfig
-    from appo.trainer import APPOTrainer
+    from appo.training.config import APPOConfig
+    from appo.training.trainer import APPOTrainer
 
 __version__ = "0.1.0"
 __all__ = ["APPOConfig", "APPOTrainer", "__version__"]
 
-_ROOMS = {"APPOConfig": "appo.config", "APPOTrainer": "appo.trainer"}
+_ROOMS = {"APPOConfig": "appo.training.config", "APPOTrainer": "appo.training.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ class VideoQA:
         video: path of the video file; empty when the sample has an image only.
         question: the text asked, options not included.
         answer: the gold answer: a letter for multiple choice, else the words or number itself.
-        kind: how answers are compared, one of :data:`appo.answers.KINDS`.
+        kind: how answers are compared, one of :data:`appo.rewards.scorers.KINDS`.
         options: the choices, each as shown to the model; empty for open questions.
         image: path of an image shown beside the video, or empty.
         spans: (start, end) seconds in which the answer can be seen. For evaluation and for the temporal IoU reward;

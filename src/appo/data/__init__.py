@@ -1,9 +1,9 @@
 """Datasets by name: annotation files -> :class:`appo.types.VideoQA` -> a table that trains. See docs/data.md.
 
-The same object is asked in training and in evaluation, and `appo.rewards.score_answer` scores it in both. Each
+The same object is asked in training and in evaluation, and `score_answer` scores it in both. Each
 dataset is one small module with ``rows`` (files -> rows that know where they stand) and ``question`` (row -> VideoQA).
 Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped. `read_each` goes
-on behind such a row: `appo data check` (:mod:`appo.checking`) lists them all.
+on behind such a row: `appo data check` (:mod:`appo.data.validation`) lists them all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from appo.data.files import is_file, is_url, parent
 from appo.data.media import MediaFiles, media_of
 from appo.data.row import DUPLICATE, NO_OPTION, UNREADABLE, Row, RowError
 from appo.data.table import rows_of
-from appo.prompts import FORMATS
-from appo.rewards import comparison
+from appo.rewards.functions import comparison
+from appo.rewards.templates import FORMATS
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def load(
         annotations: as in `read`.
         videos: as in `read`.
         split: as in `read`.
-        response_format: what the policy is asked to write, one of :data:`appo.prompts.FORMATS`; default: what the
+        response_format: what the policy is asked to write, one of `FORMATS`; default: what the
             dataset's official score needs (`OFFICIAL_FORMATS`).
         instruction: closes every prompt; default: the one that asks for the format. ``""`` leaves it out.
 
@@ -109,7 +109,7 @@ def asked_format(name: str, response_format: str | None = None) -> str:
     """The format that responses are asked for: the one given, else the one that the dataset's official score needs.
 
     Raises:
-        ValueError: it is none of :data:`appo.prompts.FORMATS`.
+        ValueError: it is none of :data:`appo.rewards.templates.FORMATS`.
     """
     asked = OFFICIAL_FORMATS.get(name, "answer") if response_format is None else response_format
     if asked not in FORMATS:

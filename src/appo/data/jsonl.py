@@ -12,7 +12,7 @@ from typing import Any
 
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import NO_OPTION, Row
-from appo.prompts import answer_letter
+from appo.rewards.templates import answer_letter
 from appo.types import VideoQA
 
 SPLITS = ()

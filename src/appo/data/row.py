@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
-# What can be wrong with a row that says something. The sorts that need its video are in `appo.checking`.
+# What can be wrong with a row that says something. The sorts that need its video are in `appo.data.validation`.
 UNREADABLE, DUPLICATE = "unreadable row", "duplicate"
 OUT_OF_RANGE, NO_OPTION = "answer out of range", "options without the answer"
 

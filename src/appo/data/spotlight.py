@@ -1,4 +1,4 @@
-"""The embedded world's clips, as `appo.spotlight.generate` writes them: ``annotations.jsonl`` beside the mp4 files."""
+"""The embedded world's clips, as `appo.world.generate` writes them: ``annotations.jsonl`` beside the mp4 files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One clip's question."""
     metadata = row.value("metadata")
     if not isinstance(metadata, dict):
-        raise row.error(f"`metadata` is {metadata!r}", "write an object, as `appo.spotlight.generate` does")
+        raise row.error(f"`metadata` is {metadata!r}", "write an object, as `appo.world.generate` does")
     return VideoQA(
         id=row.text("id"),
         video=join(videos, row.text("video")),

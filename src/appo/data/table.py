@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from appo.prompts import INSTRUCTIONS, build_messages
+from appo.rewards.templates import INSTRUCTIONS, build_messages
 from appo.types import VideoQA
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
     Args:
         questions: what to ask.
         instruction: closes every prompt; None: the one that asks for `response_format`.
-        response_format: one of :data:`appo.prompts.FORMATS`; rewards read it.
+        response_format: one of :data:`appo.rewards.templates.FORMATS`; rewards read it.
     """
     from datasets import Dataset, DatasetInfo
 

@@ -1,0 +1,243 @@
+"""Model x questions -> replies -> accuracy: in batches, the next one read while the model writes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from appo.evaluation.predictions import Reply, batches
+from appo.evaluation.statistics import wilson_interval
+from appo.rewards.functions import score_answer
+from appo.rewards.templates import INSTRUCTION, build_messages, parse_response
+from appo.rollout.generation import (
+    PromptError,
+    PromptInputs,
+    VideoCache,
+    encode_prompt,
+    evaluation_mode,
+    generate,
+    video_sources,
+)
+from appo.types import VideoQA
+from appo.video.frame_cache import FrameCache
+from appo.video.reader import FrameSampling, VideoError
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        sampling: how frames are sampled.
+        max_new_tokens: longest response.
+        instruction: appended to every question (see :func:`appo.rewards.templates.build_messages`).
+        samples: K, responses to each question.
+        temperature: 0: greedy; else sampled from softmax(logits / temperature), nothing cut off.
+        seed: of the sampling; each batch draws from its own random numbers, whatever was asked before it.
+    """
+
+    sampling: FrameSampling
+    max_new_tokens: int
+    instruction: str = INSTRUCTION
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """The replies to one batch of questions, in order, and the seconds from the end of the batch before it."""
+
+    index: int
+    replies: list[Reply]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _EncodedBatch:
+    """The prompts of a batch; in the place of one whose video or image cannot be read, why."""
+
+    index: int
+    questions: list[VideoQA]
+    prompts: list[PromptInputs | str]
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    asked: Iterable[tuple[int, list[VideoQA]]],
+    asking: Asking,
+    cache: FrameCache | None = None,
+) -> Iterator[AnsweredBatch]:
+    """Answer batches of questions. While the model writes, a thread decodes and encodes the next batch.
+
+    A question whose video or image cannot be read gets a `Reply` that says so; nothing else is caught. The model is in
+    evaluation mode until the iterator ends, and then as it was before.
+
+    Args:
+        model: a Hugging Face video language model.
+        processor: its processor.
+        asked: batches with their indices (:func:`appo.evaluation.predictions.batches`).
+        asking: how.
+        cache: where sampled frames are kept on disk.
+
+    Raises:
+        OSError: the cache cannot be read or written.
+        ValueError: the accelerator's memory does not hold a batch.
+    """
+    pool = ThreadPoolExecutor(1, "encode")
+    try:
+        with evaluation_mode(model):
+            start = time.perf_counter()
+            for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, cache, *pair), asked):
+                replies = _reply(model, processor, batch, asking)
+                yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+                start = time.perf_counter()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], _EncodedBatch], items: Iterable[Any]
+) -> Iterator[_EncodedBatch]:
+    """The function's results in order, each computed while the one before is in use."""
+    waiting = None
+    for item in items:
+        ahead = pool.submit(function, item)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = ahead
+    if waiting is not None:
+        yield waiting.result()
+
+
+def _encode(
+    processor: Any, asking: Asking, cache: FrameCache | None, index: int, questions: list[VideoQA]
+) -> _EncodedBatch:
+    videos = VideoCache(processor.video_processor, asking.sampling, cache)
+    prompts = [_prompt(processor, videos, question, asking.instruction) for question in questions]
+    return _EncodedBatch(index, questions, prompts)
+
+
+def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> PromptInputs | str:
+    """A question as model inputs, or why its video, image or text cannot be used."""
+    messages = build_messages(question, instruction=instruction)
+    try:
+        return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+    except (VideoError, PromptError) as error:
+        return " ".join(str(error).split())
+
+
+def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> list[Reply]:
+    prompts = [prompt for prompt in batch.prompts if not isinstance(prompt, str)]
+    groups = iter(_generate(model, processor, prompts, batch.index, asking) if prompts else ())
+    replies = []
+    for question, prompt in zip(batch.questions, batch.prompts, strict=True):
+        if isinstance(prompt, str):
+            replies.append(Reply(question.id, error=prompt))
+            continue
+        group = next(groups)
+        texts = processor.batch_decode(group, skip_special_tokens=True)
+        replies.append(Reply(question.id, tuple(texts), tuple(len(ids) for ids in group)))
+    return replies
+
+
+def _generate(
+    model: Any, processor: Any, prompts: Sequence[PromptInputs], index: int, asking: Asking
+) -> list[list[torch.Tensor]]:
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(asking.seed, index))
+        try:
+            return generate(
+                model,
+                processor,
+                prompts,
+                max_new_tokens=asking.max_new_tokens,
+                responses=asking.samples,
+                temperature=asking.temperature,
+            )
+        except torch.OutOfMemoryError as error:
+            count = f"{len(prompts)} questions with {asking.samples} responses each"
+            raise ValueError(f"{count} do not fit into the memory of {device}: set a smaller batch size") from error
+
+
+def _seed(seed: int, batch: int) -> int:
+    """A seed of its own for each batch, so that an evaluation that goes on draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question. ``right`` is 1.0 or 0.0; ``parsed``: whether the response has the asked-for format."""
+
+    id: str
+    text: str
+    right: float
+    parsed: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers with its 95 % Wilson interval, and the share of responses that could be parsed."""
+
+    mean: float
+    low: float
+    high: float
+    parsed: float
+    questions: int
+
+
+def predict(
+    model: Any,
+    processor: Any,
+    questions: Sequence[VideoQA],
+    sampling: FrameSampling,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 50,
+    instruction: str = INSTRUCTION,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Prediction]:
+    """Answer questions greedily and score the answers.
+
+    Args:
+        model: a Hugging Face video language model; its train/eval mode is left as it was.
+        processor: its processor.
+        questions: what to ask; each video is decoded once per batch.
+        sampling: how frames are sampled.
+        max_new_tokens: longest response.
+        batch_size: questions answered at once.
+        instruction: appended to every question (see :func:`appo.rewards.templates.build_messages`).
+        on_progress: called with the number of questions answered after each batch.
+
+    Raises:
+        ValueError: a video or image cannot be read; one line that names it.
+    """
+    asking = Asking(sampling, max_new_tokens, instruction)
+    predictions: list[Prediction] = []
+    for answered in answer(model, processor, batches(questions, batch_size), asking):
+        for reply in answered.replies:
+            if reply.error:
+                raise ValueError(reply.error)
+            question, (text,) = questions[len(predictions)], reply.texts
+            right = score_answer(text, question.answer, question.kind, question.options)
+            predictions.append(Prediction(question.id, text, right, parse_response(text) is not None))
+        on_progress(len(predictions))
+    return predictions
+
+
+def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
+    """Mean and Wilson interval of the predictions' rightness. Raises ValueError when there are none."""
+    if not predictions:
+        raise ValueError("there are no predictions to average: give at least one question")
+    n = len(predictions)
+    mean = sum(prediction.right for prediction in predictions) / n
+    low, high = wilson_interval(mean, n)
+    return Accuracy(mean, low, high, sum(prediction.parsed for prediction in predictions) / n, n)

@@ -1,0 +1,314 @@
+"""The folder of an evaluation: what was asked of which model, what it answered, how long that took.
+
+    eval.json           the settings that decide the answers, versions, commit, command line, start
+    questions.jsonl     the questions with their gold answers, so that the folder can be scored and compared alone
+    predictions.jsonl   one `Reply` a question; nothing in it varies from run to run
+    timing.jsonl        one line a batch: its seconds
+
+Questions are answered in batches fixed by position, and each batch is written by one append. So an evaluation that was
+killed at any moment leaves whole batches and at most one broken one, which is asked again: none is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from appo.files import PART, atomic_write
+from appo.reports.jsonl import RecordError, parse_line
+from appo.reports.run_folder import describe_run
+from appo.types import VideoQA
+
+EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
+CLIPS = "clips"  # generated ones lie in the folder before anything else does
+_SHOWN_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to one question.
+
+    Attributes:
+        id: of the question.
+        texts: K responses without special tokens; none if the question could not be asked.
+        tokens: (K,) their lengths, the end of sequence counted.
+        error: why it could not be asked, else empty: one line that names the file.
+    """
+
+    id: str
+    texts: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    error: str = ""
+
+    def to_line(self) -> str:
+        """One line of predictions.jsonl."""
+        fields = {"error": self.error} if self.error else {"texts": self.texts, "tokens": self.tokens}
+        return json.dumps({"id": self.id, **fields}) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Reply:
+        """Inverse of `to_line`. Raises ValueError for anything else."""
+        reply = cls(
+            data.get("id", ""), tuple(data.get("texts", ())), tuple(data.get("tokens", ())), data.get("error", "")
+        )
+        if reply.to_line() != json.dumps(data) + "\n" or len(reply.texts) != len(reply.tokens):
+            raise ValueError("no prediction")
+        return reply
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """An evaluation on disk; get one by `start` or `open`."""
+
+    path: Path
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> EvaluationFolder:
+        """The folder, if an evaluation with these settings may start or go on there. Writes nothing.
+
+        Raises:
+            RecordError: it holds something else, or an evaluation with other settings, which are named.
+        """
+        folder = cls(Path(path))
+        try:
+            names = {file.name for file in folder.path.iterdir()} if folder.path.exists() else set()
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read ({error.strerror}); choose another --output") from error
+        if EVAL in names:
+            folder._refuse_other(settings)
+        elif any(name not in (CLIPS, QUESTIONS) and not name.endswith(PART) for name in names):
+            raise RecordError(f"{path}: is not empty and holds no evaluation; choose another --output")
+        return folder
+
+    @classmethod
+    def start(
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any], questions: Sequence[VideoQA]
+    ) -> EvaluationFolder:
+        """Start an evaluation, or go on with the one that is there, if it is this one.
+
+        Args:
+            path: the folder, made if missing.
+            settings: all that decides the answers; plain values.
+            questions: in the order they are asked.
+
+        Raises:
+            RecordError: see `check`; or the folder cannot be written.
+        """
+        lines = [_question_line(question) for question in questions]
+        settings = {**settings, "questions": len(lines), "questions_digest": questions_digest(questions)}
+        folder = cls.check(path, settings)
+        if (folder.path / EVAL).exists():
+            return folder
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be made ({error.strerror}); choose another --output") from error
+        folder.write(QUESTIONS, "".join(lines))
+        folder.write(EVAL, json.dumps(describe_run(settings), indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> EvaluationFolder:
+        """The folder of an evaluation. Raises RecordError if there is none."""
+        folder = cls(Path(path))
+        folder.describe()
+        return folder
+
+    def describe(self) -> dict[str, Any]:
+        """All of eval.json: ``config`` (the settings), ``versions, git_commit, argv, started, platform``."""
+        file = self.path / EVAL
+        try:
+            data = json.loads(file.read_bytes())
+            if not isinstance(data["config"], dict) or not isinstance(data["versions"], dict):
+                raise ValueError("no settings")
+        except OSError as error:
+            raise RecordError(f"{self.path}: no evaluation ({EVAL}: {error.strerror}); give its folder") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{file}: damaged ({error}); restore it, or evaluate into another folder") from error
+        return dict(data)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings given to `start`, with ``questions`` (how many) and ``questions_digest``."""
+        return dict(self.describe()["config"])
+
+    def questions(self) -> list[VideoQA]:
+        """The questions in the order they are asked. Raises RecordError."""
+        questions = [_question(data) for _, data in self._lines(QUESTIONS)]
+        if questions_digest(questions) != self.settings["questions_digest"]:
+            raise RecordError(f"{self.path / QUESTIONS}: was changed since the evaluation; restore it")
+        return questions
+
+    def replies(self, questions: Sequence[VideoQA]) -> list[Reply | None]:
+        """What was answered so far, in the order of the questions; a torn last line is left out.
+
+        Raises:
+            RecordError: a line is damaged, answers none of the questions, or answers one again.
+        """
+        place = {question.id: index for index, question in enumerate(questions)}
+        found: list[Reply | None] = [None] * len(questions)
+        for number, data in self._lines(PREDICTIONS):
+            try:
+                reply = Reply.from_json(data)
+                if reply.id not in place:
+                    raise ValueError(f"there is no question {reply.id!r}")
+                if found[place[reply.id]] is not None:
+                    raise ValueError(f"{reply.id!r} was answered before")
+            except (ValueError, TypeError) as error:
+                raise self._damaged(PREDICTIONS, number, str(error)) from None
+            found[place[reply.id]] = reply
+        return found
+
+    def resume(self, questions: Sequence[VideoQA], batch_size: int, *, retry: bool = False) -> dict[int, list[Reply]]:
+        """The whole batches that are there, by their index; whatever else a kill left is removed.
+
+        Args:
+            questions: all of them.
+            batch_size: of the evaluation.
+            retry: give up batches with a question that could not be asked, so that they are asked again.
+        """
+        replies = self.replies(questions)
+        kept = {}
+        for index, start in enumerate(range(0, len(replies), batch_size)):
+            batch = [reply for reply in replies[start : start + batch_size] if reply is not None]
+            whole = len(batch) == len(replies[start : start + batch_size])
+            if whole and not (retry and any(reply.error for reply in batch)):
+                kept[index] = batch
+        self._replace_if_other(PREDICTIONS, "".join(reply.to_line() for batch in kept.values() for reply in batch))
+        times = {data["batch"]: data for _, data in self._lines(TIMING)}
+        self._replace_if_other(TIMING, "".join(_line(times[index]) for index in kept if index in times))
+        return kept
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from answering the same evaluation meanwhile; the system lets go of it after a kill.
+
+        Where files cannot be locked (Windows, some network drives) nobody is kept from it.
+
+        Raises:
+            RecordError: another process is at it.
+        """
+        with (self.path / EVAL).open("rb") as handle:
+            try:
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is answering this evaluation"
+                raise RecordError(f"{self.path}: {problem}; wait for it, or choose another --output") from None
+            except (ImportError, OSError):
+                pass
+            yield
+
+    def append(self, batch: int, replies: Sequence[Reply], seconds: float) -> None:
+        """Write down a batch, and hand it to the disk. Raises RecordError."""
+        self._append(PREDICTIONS, "".join(reply.to_line() for reply in replies))
+        self._append(TIMING, _line({"batch": batch, "questions": len(replies), "seconds": round(seconds, 3)}))
+
+    def seconds(self) -> tuple[float, int]:
+        """Seconds that the batches took, and how many questions they held."""
+        times = [data for _, data in self._lines(TIMING)]
+        return sum(data["seconds"] for data in times), sum(data["questions"] for data in times)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file as a whole: after a kill it is the old one or the new one. Raises RecordError."""
+        try:
+            atomic_write(self.path / name, text)
+        except OSError as error:
+            raise self._unwritable(name, error) from error
+
+    def _append(self, name: str, text: str) -> None:
+        try:
+            with (self.path / name).open("ab") as handle:
+                handle.write(text.encode())
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise self._unwritable(name, error) from error
+
+    def _replace_if_other(self, name: str, text: str) -> None:
+        file = self.path / name
+        if (file.read_bytes() if file.exists() else b"") != text.encode():
+            self.write(name, text)
+
+    def _lines(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and object of each line that ends; one that does not was torn by a kill."""
+        file = self.path / name
+        if not file.exists():
+            return
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                data = parse_line(line)
+                if data is None:
+                    raise self._damaged(name, number, "no JSON object")
+                yield number, data
+
+    def refuse_other_versions(self) -> None:
+        """Raise RecordError if what is left to ask would be answered by other software than what came before."""
+        there, here = self.describe()["versions"], describe_run({})["versions"]
+        if others := [
+            f"{name} {there.get(name)}, here {version}" for name, version in here.items() if version != there.get(name)
+        ]:
+            fix = "go on with the same versions, or choose another --output"
+            raise RecordError(f"{self.path}: was begun with {'; '.join(others)}; {fix}")
+
+    def _refuse_other(self, settings: Mapping[str, Any]) -> None:
+        there = self.settings
+        if others := [name for name in settings if name not in there or there[name] != settings[name]]:
+            named = "; ".join(
+                f"{name} is {_shown(there.get(name))} there, {_shown(settings[name])} here" for name in others
+            )
+            fix = "choose another --output, or the same settings to go on with this one"
+            raise RecordError(f"{self.path}: holds an evaluation with other settings ({named}); {fix}")
+
+    def _damaged(self, name: str, number: int, problem: str) -> RecordError:
+        return RecordError(f"{self.path / name}, line {number}: damaged ({problem}); delete this line, then run again")
+
+    def _unwritable(self, name: str, error: OSError) -> RecordError:
+        problem = f"cannot be written ({error.strerror})"
+        return RecordError(f"{self.path / name}: {problem}; make room or check its rights, then run again")
+
+
+def batches(questions: Sequence[VideoQA], size: int) -> Iterator[tuple[int, list[VideoQA]]]:
+    """The questions in batches, each with its index."""
+    rest = iter(questions)
+    index = 0
+    while batch := list(islice(rest, size)):
+        yield index, batch
+        index += 1
+
+
+def questions_digest(questions: Iterable[VideoQA]) -> str:
+    """Of all that is asked, and of the gold answers; of videos and images the names, for folders may be moved."""
+    digest = hashlib.sha256()
+    for question in questions:
+        fields = asdict(question) | {name: Path(getattr(question, name)).name for name in ("video", "image")}
+        digest.update(_line(fields).encode())
+    return digest.hexdigest()[:16]
+
+
+def _question_line(question: VideoQA) -> str:
+    return _line(asdict(question))
+
+
+def _question(data: Mapping[str, Any]) -> VideoQA:
+    spans = tuple((float(start), float(end)) for start, end in data["spans"])
+    return VideoQA(**{**data, "options": tuple(data["options"]), "spans": spans})
+
+
+def _line(data: Any) -> str:
+    return json.dumps(data) + "\n"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."

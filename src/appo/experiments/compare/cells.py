@@ -1,0 +1,231 @@
+"""One cell of a comparison: one method, one seed, trained and evaluated; its numbers as plain values.
+
+Shape suffixes: G responses of one group, F frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+
+from appo.cli.demo import DemoSettings, demo_config
+from appo.data import rows_of
+from appo.experiments.compare.controls import Control, World
+from appo.experiments.compare.descriptions import described_rightly
+from appo.experiments.compare.held_out import HeldOut, encoded, sampled
+from appo.experiments.compare.methods import Variant, variant_of
+from appo.experiments.compare.perceiving import averaged, group_perception, perceive
+from appo.models.loading import load_model
+from appo.models.log_probs import log_probs_at
+from appo.reports.run_folder import RunFolder
+from appo.rewards.functions import PAPER_REWARDS, reward_functions, score_answer
+from appo.rewards.templates import parse_response
+from appo.rollout.groups import Group, ScoredGroup
+from appo.training.config import APPOConfig
+from appo.training.sft import make_sft_trainer
+from appo.training.trainer import APPOTrainer
+from appo.types import VideoQA
+
+PERCEIVED, PERCEIVED_RESPONSES = 48, 8  # held-out questions of level 1 on which attention is measured after training
+CURVES = {  # name in a cell -> name in TRL's logs
+    "accuracy": "compared/accuracy", "reward": "reward", "generated": "compared/generated", "entropy": "entropy",
+    "grad_norm": "grad_norm", "loss": "loss", "mean_weight": "appo/mean_weight", "chosen": "appo/chosen_share",
+    "replaced": "resampling/replaced_groups", "recall": "compared/recall", "crucial": "compared/crucial",
+    "winners": "compared/winners", "losers": "compared/losers",
+}  # fmt: skip
+
+
+class ComparedTrainer(APPOTrainer):
+    """An APPOTrainer that counts what it generates, measures where it looks, and may take weights from a control."""
+
+    def __init__(self, *args: Any, control: Control | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._control = control
+        self._generator = torch.Generator().manual_seed(self.args.seed)
+        self._generated, self._first_round = 0, True
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        self._first_round = True
+        return super()._generate(prompts)
+
+    def _groups(self, rows: list[dict[str, Any]], prompts: list[Any], generated: tuple[Any, ...]) -> list[Group]:
+        groups = super()._groups(rows, prompts, generated)
+        samples = [sample for group in groups for sample in group]
+        self._generated += sum(len(sample.completion_ids) for sample in samples)
+        if self._first_round:
+            right = torch.stack([sample.rewards[self._accuracy_column] for sample in samples])
+            self._log_mean("compared/accuracy", float(right.mean()))
+            self._first_round = False
+        return groups
+
+    def _score(self, *args: Any) -> list[ScoredGroup]:
+        scored = super()._score(*args)
+        self._log_mean("compared/generated", float(self._generated))
+        if self._control is not None:
+            world = World(self.weigher, self._log_probs_of, self._tokenizer, self._generator)
+            scored = [self._controlled(self._control, group, world) for group in scored]
+        for name, value in averaged([group_perception(group) for group in scored]).items():
+            self._log_mean(f"compared/{name}", value)
+        return scored
+
+    def _log_probs_of(self, scores: Any) -> Any:
+        return log_probs_at(self._base_model, scores, temperature=self.temperature)
+
+    @torch.no_grad()
+    def _controlled(self, control: Control, group: ScoredGroup, world: World) -> ScoredGroup:
+        return ScoredGroup(group.samples, group.timestamps_F, group.advantages_G, group.scores, control(group, world))
+
+
+class Curves(TrainerCallback):
+    """The numbers of every step: what TRL logs, and the seconds since training began, by the wall's and own clock."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start both clocks."""
+        self._began = _clocks()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Take a step's numbers."""
+        if logs and "loss" in logs:
+            clocks = {
+                "seconds": time.perf_counter() - self._began[0],
+                "own_seconds": time.process_time() - self._began[1],
+            }
+            own = {name: float(logs[source]) for name, source in CURVES.items() if logs.get(source) is not None}
+            self.steps.append({"step": state.global_step, **clocks, **own})
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all cells of a comparison have in common.
+
+    Attributes:
+        steps: optimiser steps.
+        policy: folder of the policy that all start from.
+        held_out: questions to evaluate, by level.
+        encoded: folder for the held-out questions as that policy reads them; made once.
+    """
+
+    steps: int
+    policy: Path
+    held_out: Mapping[str, Sequence[VideoQA]]
+    encoded: Path
+
+
+def run_cell(
+    name: str, seed: int, conditions: Conditions, rows: Sequence[VideoQA], scratch: Path, weight: float = 1.0
+) -> dict[str, Any]:
+    """Train one method with one seed and evaluate it.
+
+    Args:
+        name: as :func:`appo.experiments.compare.methods.variant_of` takes it.
+        seed: of sampling and of the order of prompts.
+        conditions: the same for all.
+        rows: questions to train on.
+        scratch: an empty folder for what trainers write.
+        weight: multiplies the learning rate (of variants that need another's mean weight).
+
+    Returns:
+        ``curve`` (one dictionary a step), ``levels`` (what `evaluated` says of each), ``perception`` after training,
+        ``learning_rate`` and seconds of training and evaluation.
+    """
+    variant = variant_of(name)
+    model, processor = load_model(conditions.policy)
+    asked = {
+        level: encoded(conditions.encoded / f"{level}.pt", questions, model, processor)
+        for level, questions in conditions.held_out.items()
+    }
+    tower = [parameter.clone() for parameter in model.base_model.visual.parameters()]
+    start = time.perf_counter()
+    config = config_of(name, seed, conditions.steps, scratch)
+    config.learning_rate *= weight
+    curve = _train(variant, model, processor, rows, config) if variant.method else []
+    trained = time.perf_counter()
+    assert all(map(torch.equal, tower, model.base_model.visual.parameters())), "held-out features are of another tower"
+    model.eval()
+    first = HeldOut(asked["L1"].questions[:PERCEIVED], asked["L1"].prompts[:PERCEIVED])
+    return {
+        "learning_rate": config.learning_rate,
+        "curve": curve,
+        "levels": {level: evaluated(model, processor, questions) for level, questions in asked.items()},
+        "perception": perceive(model, processor, first, PERCEIVED_RESPONSES, 0, config.weight_settings),
+        "training_seconds": trained - start,
+        "evaluation_seconds": time.perf_counter() - trained,
+    }
+
+
+def evaluated(model: Any, processor: Any, asked: HeldOut) -> dict[str, str]:
+    """One 1 or 0 a question, in order: ``right``, well ``formed``, and ``what`` and ``when`` of its description."""
+    ids = [ids for (ids,) in sampled(model, processor, asked.prompts)]
+    texts = processor.batch_decode(ids, skip_special_tokens=True)
+    pairs = list(zip(asked.questions, texts, strict=True))
+    said = [described_rightly(question.metadata, text) for question, text in pairs]
+    return {
+        "right": _bits([score_answer(text, question.answer, question.kind) >= 1.0 for question, text in pairs]),
+        "formed": _bits([parse_response(text) is not None for text in texts]),
+        "what": _bits([what for what, _ in said]),
+        "when": _bits([when for _, when in said]),
+    }
+
+
+def _bits(values: Sequence[bool]) -> str:
+    return "".join("1" if value else "0" for value in values)
+
+
+def config_of(name: str, seed: int, steps: int, scratch: Path) -> APPOConfig:
+    """The demo's settings, with what the variant changes.
+
+    Raises:
+        ValueError: a setting has a value that it cannot have; one line that names the variant.
+    """
+    variant = variant_of(name)
+    try:
+        return demo_config(DemoSettings(scratch, variant.method or "dapo", steps, seed), **variant.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {name}: {' '.join(str(error).split())}") from error
+
+
+def setting_of(name: str, setting: str, steps: int = 1) -> Any:
+    """The value that a setting has with a variant trained for so many steps."""
+    return getattr(config_of(name, 0, steps, Path("unused")), setting)
+
+
+def _train(variant: Variant, model: Any, processor: Any, questions: Sequence[VideoQA], config: APPOConfig) -> Any:
+    curves, rows = Curves(), rows_of(questions, "")
+    trainer: Any
+    if variant.method == "sft":
+        folder = RunFolder.create(Path(config.output_dir), {})
+        trainer = make_sft_trainer(model, processor, rows, config, folder, reasoning=variant.reasoning)
+    else:
+        config.reward_weights = list(PAPER_REWARDS.values())
+        trainer = ComparedTrainer(
+            model,
+            reward_functions(list(PAPER_REWARDS)),
+            config,
+            train_dataset=rows,
+            processing_class=processor,
+            control=variant.control,
+        )
+        trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(curves)
+    trainer.train()
+    return curves.steps
+
+
+def mean_weight(cell: Mapping[str, Any]) -> float:
+    """The mean over the steps of a finished cell's mean token weight."""
+    weights = [step["mean_weight"] for step in cell["curve"]]
+    return float(Tensor(weights).double().mean())

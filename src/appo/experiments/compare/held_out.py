@@ -1,0 +1,78 @@
+"""The held-out questions of a comparison, as all of its policies' language models read them: encoded once.
+
+The vision tower is frozen in every cell, so what it says of a clip is the same before and after training, and no cell
+decodes and encodes thousands of clips again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from appo.models.prefix_packing import FEATURES, encode_vision, reuses_vision, with_features
+from appo.rollout.generation import PromptInputs, generate
+from appo.types import VideoQA
+from appo.world.measure import MAX_NEW_TOKENS, prompt_of
+
+BATCH = 128  # responses generated at once
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions, and each one's prompt with the vision tower's features in the place of pixels."""
+
+    questions: Sequence[VideoQA]
+    prompts: Sequence[PromptInputs]
+
+
+def encoded(file: Path, questions: Sequence[VideoQA], model: Any, processor: Any) -> HeldOut:
+    """The questions as prompts, from `file`, which is written first if it is not there.
+
+    Args:
+        file: of these questions and of policies with this vision tower; complete or absent.
+        questions: of the embedded world.
+        model: with the vision tower; a policy on which every cell starts.
+        processor: its processor.
+
+    Raises:
+        ValueError: this transformers cannot take features in the place of pixels.
+    """
+    if not reuses_vision(model):
+        raise ValueError("appo compare needs transformers 5.18 or later: older ones take pixels only")
+    if not file.exists():
+        prompts = [_features_apart(encode_vision(model, prompt_of(processor, question))) for question in questions]
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as handle:
+            torch.save(prompts, handle)
+        os.replace(handle.name, file)
+    return HeldOut(questions, [_together(*parts) for parts in torch.load(file, weights_only=True)])
+
+
+def sampled(
+    model: Any, processor: Any, prompts: Sequence[PromptInputs], *, responses: int = 1, temperature: float = 0.0
+) -> list[list[Tensor]]:
+    """Each prompt's responses as int64 tensors; greedy at temperature 0."""
+    step = max(1, BATCH // responses)
+    how: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "responses": responses, "temperature": temperature}
+    return [
+        group
+        for start in range(0, len(prompts), step)
+        for group in generate(model, processor, prompts[start : start + step], **how)
+    ]
+
+
+def _features_apart(prompt: PromptInputs) -> tuple[PromptInputs, list[Tensor]]:
+    """What plain tensors can hold: the prompt without features, and the features of its videos."""
+    rest = {key: value for key, value in prompt.items() if key != FEATURES}
+    return rest, list(prompt[FEATURES]["video"].pooler_output)
+
+
+def _together(prompt: PromptInputs, features: Sequence[Tensor]) -> PromptInputs:
+    return with_features(prompt, {"video": BaseModelOutputWithPooling(pooler_output=tuple(features))})

@@ -1,0 +1,299 @@
+"""Bytes of a training step on one GPU, part by part: weights, gradients, optimiser, activations, caches.
+
+The activations of a decoder layer are the tensors that transformers' Qwen2.5-VL keeps for its backward pass, listed one
+by one; `benchmarks/plan_check.py` holds the sums against what torch's allocator reports. What depends on the kernels is
+in `Kernels`: a CPU, where it is checked, and CUDA differ there.
+
+Shape suffixes of the letters: G responses in a pass, N response tokens, P prompt tokens, S = P - 1 shared positions,
+T = S + G N packed tokens, H hidden, K key/value width, I intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from appo.experiments.plan.architecture import Architecture, VideoShape
+
+FP32 = 4
+# Of appo.models.log_probs and appo.models.frame_attention; a test compares them (this room loads no torch).
+LOGIT_ROWS = 512
+CAPTURE_BUDGET = 16 * 2**20
+# Rows of TRL's fused head at once.
+HEAD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of one number.
+
+    Attributes:
+        weight, gradient, optimizer: of a trained parameter; ``optimizer`` is all states of AdamW together.
+        activation: what matrices multiply.
+        residual: the stream between layers.
+        cast: copies of the weights that autocast makes and keeps through a forward pass.
+    """
+
+    weight: int
+    gradient: int
+    optimizer: int
+    activation: int
+    residual: int
+    cast: int
+
+
+PRECISIONS = {
+    # float32 weights under bfloat16 autocast: what `appo train` does with `bf16: true`.
+    "mixed": Precision(4, 4, 8, 2, 4, 2),
+    # model_init_kwargs: {dtype: bfloat16}: gradients and AdamW's states are bfloat16, too.
+    "bf16": Precision(2, 2, 4, 2, 2, 0),
+    "fp32": Precision(4, 4, 8, 4, 4, 0),
+    # load_in_4bit, the rest of the model in bfloat16: for adapters only.
+    "nf4": Precision(2, 2, 4, 2, 2, 0),
+}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What differs between machines.
+
+    Attributes:
+        packs_head: TRL's fused head projects only positions that emit a response token (it does with Triton).
+        head_tile: words of the vocabulary it projects at once.
+        head_floats: float32 copies of a tile of logits it holds (Triton: none).
+        attention: sdpa (keys and values of the responses are copied to every query head) or flash_attention_2.
+    """
+
+    packs_head: bool = True
+    head_tile: int = 32768
+    head_floats: int = 0
+    attention: str = "sdpa"
+
+
+CPU = Kernels(packs_head=False, head_floats=7)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a step is made of, on one GPU.
+
+    Attributes:
+        architecture, video: the model, and the video of a prompt.
+        prompt_text: tokens of a prompt beside the video's.
+        generations: G, responses to a prompt.
+        completion: N, tokens of a response.
+        prompts: of one generation, on this GPU.
+        prompts_per_call: whose graphs are alive together (per_device_train_batch_size / num_generations).
+        rows_per_chunk: responses packed together; 0: all.
+        precision: a name of `PRECISIONS`.
+        checkpointing: gradient checkpointing.
+        optimizer: adamw, adamw_8bit or sgd.
+        sharding: ddp, zero2, zero3 or fsdp2.
+        gpus: that share the work.
+        lora_rank: of adapters on the language model's matrices; 0: all of the language model is trained.
+        vllm: bytes of the GPU that a colocated vLLM holds; 0: transformers generates.
+        capture_layers: whose attention is read in the scoring pass; 0: none.
+        kernels: of this machine.
+    """
+
+    architecture: Architecture
+    video: VideoShape
+    prompt_text: int = 100
+    generations: int = 8
+    completion: int = 384
+    prompts: int = 2
+    prompts_per_call: int = 1
+    rows_per_chunk: int = 0
+    precision: str = "mixed"
+    checkpointing: bool = True
+    optimizer: str = "adamw"
+    sharding: str = "ddp"
+    gpus: int = 8
+    lora_rank: int = 0
+    vllm: int = 0
+    capture_layers: int = 3
+    kernels: Kernels = Kernels()
+
+    @cached_property
+    def numbers(self) -> Precision:
+        """Bytes of one number; sharded runs gather bfloat16 weights, so nothing is cast in them."""
+        precision = PRECISIONS[self.precision]
+        if self.sharding == "ddp" or self.precision == "fp32":
+            return precision
+        return Precision(precision.weight, precision.gradient, precision.optimizer, 2, 2, 0)
+
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    @property
+    def prompt(self) -> int:
+        """P: tokens of a prompt."""
+        return self.video.tokens + self.prompt_text
+
+    @property
+    def rows_tokens(self) -> int:
+        """Tokens of a group as ordinary rows."""
+        return self.generations * (self.prompt + self.completion)
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of a group packed behind one prompt."""
+        return self.prompt - 1 + self.generations * self.completion
+
+    @property
+    def responses_at_once(self) -> int:
+        """Responses in one forward pass."""
+        return min(self.rows_per_chunk or self.generations, self.generations)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """T: tokens of one packed forward pass."""
+        return self.prompt - 1 + self.responses_at_once * self.completion
+
+    @property
+    def calls(self) -> int:
+        """Groups whose graphs are alive together: chunks are recomputed one by one, whole groups are not."""
+        return 1 if self.responses_at_once < self.generations else self.prompts_per_call
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of an earlier micro-batch are there while a later one is made."""
+        return self.prompts > self.prompts_per_call
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one backward pass: autograd holds each weight's gradient until the last is through."""
+        return self.prompts_per_call * -(-self.generations // self.responses_at_once)
+
+    # -- parameters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return self.architecture.lora_parameters(self.lora_rank) if self.lora_rank else self._language
+
+    @property
+    def _language(self) -> int:
+        return self.architecture.language_parameters
+
+    @property
+    def parameters(self) -> int:
+        """All of them, adapters included."""
+        adapters = self.trained if self.lora_rank else 0
+        return self._language + self.architecture.vision_parameters + adapters
+
+
+# --- what is there all the time --------------------------------------------------------------------------------------
+
+
+def weights_bytes(run: Run) -> int:
+    """Of the weights on one GPU. DeepSpeed holds bfloat16 ones beside its float32 originals (see optimizer_bytes)."""
+    zero = run.sharding.startswith("zero")
+    size = 2 if zero else run.numbers.weight
+    whole = (run.parameters - (run.trained if run.lora_rank else 0)) * size
+    if run.lora_rank:
+        whole += run.trained * (2 if zero else FP32)
+    if run.precision == "nf4":
+        # Half a byte a number, and a float32 for 64 of them (QLoRA sec. 3, without nested constants).
+        matrices = run.architecture.layers * sum(inputs * outputs for inputs, outputs in run.architecture.linears)
+        whole -= matrices * size - matrices * (64 // 2 + FP32) // 64
+    return -(-whole // run.gpus) if run.sharding in ("zero3", "fsdp2") else whole
+
+
+def gradients_bytes(run: Run) -> int:
+    """Of the gradients of one optimiser step, and DDP's buckets, which are a second copy of them."""
+    size = FP32 if run.lora_rank else run.numbers.gradient
+    if run.sharding.startswith("zero"):
+        return -(-run.trained * 2 // run.gpus)
+    if run.sharding == "fsdp2":
+        return -(-run.trained * size // run.gpus)
+    return run.trained * size * (2 if run.gpus > 1 else 1)
+
+
+def optimizer_bytes(run: Run) -> int:
+    """Of AdamW's two moments (8 bit: a byte each and a float32 for 256 of them, embeddings in float32), or nothing."""
+    per_number: float = 8 if run.lora_rank else run.numbers.optimizer
+    states = run.trained * per_number
+    if run.optimizer == "sgd":
+        states = 0
+    if run.optimizer == "adamw_8bit":
+        embedding = 0 if run.lora_rank else run.architecture.vocabulary * run.architecture.hidden
+        states = (run.trained - embedding) * 2 * (1 + FP32 / 256) + embedding * 8
+    if run.sharding.startswith("zero"):
+        states += run.trained * FP32  # the originals of the bfloat16 weights
+    return int(states) if run.sharding == "ddp" else -(-int(states) // run.gpus)
+
+
+def gathered_bytes(run: Run) -> int:
+    """What sharding puts together for the layers at work: weights of two layers and the embeddings, one's gradients."""
+    a = run.architecture
+    if run.sharding == "ddp" or run.gpus == 1:
+        return 0
+    bucket = 2 * min(run.trained, 500_000_000)  # DeepSpeed's reduce_bucket_size
+    if run.sharding == "zero2":
+        return bucket
+    layers = 2 * (2 * a.layer_parameters + a.embedding_parameters)
+    return layers + (bucket if run.sharding == "zero3" else FP32 * a.layer_parameters)
+
+
+# --- a decoder layer -------------------------------------------------------------------------------------------------
+
+
+def layer_saved_bytes(run: Run) -> int:
+    """What one decoder layer keeps for its backward pass, over T packed tokens."""
+    a, n = run.architecture, run.numbers
+    H, K, I, T = a.hidden, a.kv_width, a.intermediate, run.tokens_at_once  # noqa: E741
+    e, S, GN = n.activation, run.prompt - 1, run.responses_at_once * run.completion
+    # A norm keeps its input and its normalised input in float32 (bfloat16: the second in bfloat16); what it emits is
+    # kept once by the matrices that read it, or once by each where autocast makes them copies.
+    if n.cast:
+        norms = 2 * (FP32 + FP32) * H + (3 + 2) * e * H
+        own = S * (H + K) * e + T * K * e
+    else:
+        norms = 2 * (FP32 + e + e) * H
+        own = T * (H + 2 * K) * e
+    statistics = T * (2 * FP32 + a.heads * FP32)
+    attended = 2 * T * H * e  # by the kernel, and as the output matrix reads it
+    mlp = 4 * T * I * e
+    return T * norms + own + GN * H * e + _response_keys(run) + attended + statistics + mlp + _lora_saved(run)
+
+
+def _response_keys(run: Run) -> int:
+    """Keys and values of each response, the prompt's in front of them; for SDPA once a query head, and a mask."""
+    a, e, L = run.architecture, run.numbers.activation, run.prompt - 1 + run.completion
+    if run.kernels.attention != "sdpa":
+        return 2 * run.responses_at_once * L * a.kv_width * e
+    return 2 * run.responses_at_once * L * a.hidden * e + run.completion * L * e
+
+
+def _lora_saved(run: Run) -> int:
+    """Inputs of the adapters' two matrices, float32 as PEFT keeps adapters, less those that frozen matrices let go."""
+    if not run.lora_rank:
+        return 0
+    T, e = run.tokens_at_once, run.numbers.activation
+    return sum(T * (FP32 * inputs + FP32 * run.lora_rank) for inputs, _ in run.architecture.linears) - T * e * (
+        2 * run.architecture.hidden + run.architecture.hidden + run.architecture.intermediate
+    )
+
+
+def layer_backward_bytes(run: Run) -> int:
+    """What a layer's backward pass needs beside what was kept: gradients of the stream, the MLP and one matrix."""
+    a, n, T = run.architecture, run.numbers, run.tokens_at_once
+    stream, middle = T * a.hidden * n.residual, T * a.intermediate * n.activation
+    matrix = 0 if run.lora_rank else a.hidden * a.intermediate * (FP32 if n.cast else n.gradient)
+    half = a.hidden * a.intermediate * n.cast  # autocast's gradient, before it is the weight's
+    return stream + max(2 * middle, middle + matrix + half)
+
+
+def layer_forward_bytes(run: Run) -> int:
+    """What a layer holds at once where nothing is kept: in its attention, or in its MLP."""
+    a, n, T = run.architecture, run.numbers, run.tokens_at_once
+    H, K, e = a.hidden, a.kv_width, n.activation
+    G, GN, L = run.responses_at_once, run.responses_at_once * run.completion, run.prompt - 1 + run.completion
+    rotated = FP32 if n.cast else e  # autocast: keys leave the rotation in float32, values do not
+    stream = 3 * T * H * n.residual  # the embeddings, the residual, what the norm emits
+    own = T * H * rotated + T * K * (rotated + e) + GN * H * rotated + GN * K * (rotated + e) + T * H * e
+    joined = G * L * K * (rotated + e)
+    copies = G * L * H * (rotated + e) if run.kernels.attention == "sdpa" else 0
+    casts = (G * L * H + GN * H) * e if n.cast else 0
+    attention = own + joined + copies + casts + GN * H * e
+    return stream + max(attention, 3 * T * a.intermediate * e) + run.completion * L * (e + 1)

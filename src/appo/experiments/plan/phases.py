@@ -1,0 +1,241 @@
+"""The three phases of a step, generate, score and update: what is in memory when each is at its peak.
+
+Letters as in `appo.experiments.plan.memory`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appo.experiments.plan.memory import (
+    CAPTURE_BUDGET,
+    FP32,
+    HEAD_ROWS,
+    LOGIT_ROWS,
+    Run,
+    gathered_bytes,
+    gradients_bytes,
+    layer_backward_bytes,
+    layer_forward_bytes,
+    layer_saved_bytes,
+    optimizer_bytes,
+    weights_bytes,
+)
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase at its peak: its parts by name, in bytes."""
+
+    name: str
+    parts: Parts
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+def phases(run: Run) -> list[Phase]:
+    """Generate, score and update, each with what is there in all of them."""
+    always = {
+        "weights": weights_bytes(run),
+        "optimiser": optimizer_bytes(run),
+        "sharding buffers": gathered_bytes(run),
+        "video features": features_bytes(run),
+        "vLLM": run.vllm,
+    }
+    found = {"generate": generate_parts(run), "score": score_parts(run), "update": update_parts(run)}
+    return [
+        Phase(name, {part: size for part, size in (always | parts).items() if size}) for name, parts in found.items()
+    ]
+
+
+def features_bytes(run: Run) -> int:
+    """What the frozen vision tower made of the videos of one generation: kept in the place of their pixels."""
+    return run.prompts * run.video.tokens * run.architecture.hidden * run.numbers.activation
+
+
+def vision_bytes(run: Run) -> int:
+    """Pixels of one video and what the vision tower holds over them, one block at a time."""
+    a, n = run.architecture, run.numbers
+    block = max(4 * a.vision_hidden * FP32, 3 * a.vision_intermediate * n.activation)
+    return run.video.patches * (a.patch_values * FP32 + 3 * a.vision_hidden * FP32 + block)
+
+
+def _autocast_bytes(run: Run) -> int:
+    """Copies of the layers' trained matrices that autocast keeps for the length of a forward pass."""
+    return 0 if run.lora_rank else run.numbers.cast * run.architecture.layers * run.architecture.layer_parameters
+
+
+def _head_copy_bytes(run: Run) -> int:
+    """The LM head's matrix as autocast reads it (TRL's fused head casts tile by tile instead)."""
+    return run.numbers.cast * run.architecture.vocabulary * run.architecture.hidden
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+def generate_parts(run: Run) -> Parts:
+    """The vision tower, one video after another, then the cache of all responses and a step's logits."""
+    vision = vision_bytes(run)
+    if run.vllm:
+        return {"vision tower": vision}
+    a = run.architecture
+    rows = run.prompts * run.generations
+    whole = {"ZeRO-3 gathers all weights": 2 * run.parameters} if run.sharding == "zero3" and run.gpus > 1 else {}
+    caches = cache_bytes(run) + cache_bytes(run) // a.layers
+    logits = rows * a.vocabulary * (run.numbers.activation + 4 * FP32)
+    copies = _autocast_bytes(run) + _head_copy_bytes(run)
+    generating = {"KV cache": caches, "logits": logits, "autocast copies": copies, **whole}
+    return generating if sum(generating.values()) > vision else {"vision tower": vision}
+
+
+def cache_bytes(run: Run) -> int:
+    """Keys and values of all responses, the prompt's copied to each; autocast leaves keys in float32."""
+    a, n = run.architecture, run.numbers
+    per_token = a.layers * a.kv_width * (n.activation + (FP32 if n.cast else n.activation))
+    return run.prompts * run.generations * (run.prompt + run.completion) * per_token
+
+
+# --- score -----------------------------------------------------------------------------------------------------------
+
+
+def score_parts(run: Run) -> Parts:
+    """A forward pass over a packed group, in a layer or in the head, whichever holds more."""
+    a, n = run.architecture, run.numbers
+    kept = run.prompts * run.generations * run.completion * (a.hidden * n.residual + run.video.frames * FP32)
+    rows = min(LOGIT_ROWS, run.generations * run.completion)
+    head = {"LM head": rows * a.vocabulary * (n.activation + 3 * FP32) + _head_copy_bytes(run)}
+    layer = {"a layer's forward": layer_forward_bytes(run), "attention capture": capture_bytes(run)}
+    return {
+        "autocast copies": _autocast_bytes(run),
+        "hidden states and attention": kept,
+        "packed inputs": _inputs_bytes(run),
+        **max(head, layer, key=lambda parts: sum(parts.values())),
+    }
+
+
+def capture_bytes(run: Run) -> int:
+    """Probabilities of a chunk of queries, before and after the softmax, and keys in float32."""
+    if not run.capture_layers:
+        return 0
+    a, G, L = run.architecture, run.responses_at_once, run.prompt - 1 + run.completion
+    chunk = max(1, CAPTURE_BUDGET // (G * a.heads * L))
+    probabilities = min(chunk, run.completion) * G * a.heads * L * FP32
+    keys = 0 if run.numbers.activation == FP32 or run.numbers.cast else G * L * a.kv_width * FP32
+    return 2 * probabilities + keys
+
+
+def _inputs_bytes(run: Run) -> int:
+    """Rotary angles, ids, positions and the joined features of a packed group."""
+    a, T, e = run.architecture, run.tokens_at_once, run.numbers.residual
+    angles = 2 * T * (a.hidden // a.heads) * e
+    return angles + T * 8 * 6 + run.video.tokens * a.hidden * run.numbers.activation
+
+
+# --- update ----------------------------------------------------------------------------------------------------------
+
+
+def update_parts(run: Run) -> Parts:
+    """Forward and backward of a micro-batch at the worst of its moments."""
+    moments = (_in_forward(run), _in_head(run), _in_last_layer(run), _in_first_layer(run), _in_embedding(run))
+    return {"packed inputs": run.calls * _inputs_bytes(run)} | max(moments, key=lambda parts: sum(parts.values()))
+
+
+def kept_bytes(run: Run) -> int:
+    """What the layers keep until their backward pass: each its input with checkpointing, all of it without."""
+    return run.calls * run.architecture.layers * (_stream(run) if run.checkpointing else _layer(run))
+
+
+def _stream(run: Run) -> int:
+    return run.tokens_at_once * run.architecture.hidden * run.numbers.residual
+
+
+def _layer(run: Run) -> int:
+    """Of one layer with autocast's copies of its matrices, which autograd keeps."""
+    return layer_saved_bytes(run) + run.numbers.cast * run.architecture.layer_parameters
+
+
+def _recomputed(run: Run) -> int:
+    """A checkpointed layer's own, made once more; its input is already kept where the stream is float32."""
+    if not run.checkpointing:
+        return 0
+    return _layer(run) - (_stream(run) if run.numbers.residual == FP32 else 0)
+
+
+def _head_gradient(run: Run) -> int:
+    return 0 if run.lora_rank else run.architecture.vocabulary * run.architecture.hidden * run.numbers.gradient
+
+
+def _before(run: Run) -> Parts:
+    """Gradients of earlier micro-batches, and those that wait for other passes of this one."""
+    return {"gradients": gradients_bytes(run) if run.accumulates else 0, "gradients of other passes": _waiting(run)}
+
+
+def _waiting(run: Run) -> int:
+    size = FP32 if run.lora_rank or run.numbers.cast else run.numbers.gradient
+    return run.trained * size if run.passes > 1 else 0
+
+
+def _in_forward(run: Run) -> Parts:
+    """The end of a checkpointed forward pass; without checkpointing, the head's backward pass holds more."""
+    kept = {"kept for backward": kept_bytes(run)}
+    if run.checkpointing:
+        kept |= {"autocast copies": _autocast_bytes(run), "a layer's forward": layer_forward_bytes(run)}
+    return _before(run) | kept
+
+
+def _in_head(run: Run) -> Parts:
+    """The fused head's backward pass: a tile of logits, and gradients of its matrix and of hidden states in float32."""
+    a, n, k = run.architecture, run.numbers, run.kernels
+    emitting = run.responses_at_once * run.completion
+    rows, words = (emitting if k.packs_head else run.tokens_at_once), min(k.head_tile, a.vocabulary)
+    tile = min(rows, HEAD_ROWS) * (k.head_tile * n.activation + k.head_floats * words * FP32)
+    matrix = 0 if run.lora_rank else a.vocabulary * a.hidden * FP32
+    matrix += matrix // 2 if n.gradient == 2 else 0  # the same in bfloat16
+    words_cast = words * a.hidden * (n.activation if n.residual != n.activation or n.cast else 0)
+    norm = 3 * _stream(run) + rows * a.hidden * (n.residual if k.packs_head else 0)
+    head = {"LM head": tile + matrix + words_cast + norm + rows * a.hidden * FP32}
+    return _before(run) | {"kept for backward": kept_bytes(run)} | head
+
+
+def _in_last_layer(run: Run) -> Parts:
+    layer = _recomputed(run) + layer_backward_bytes(run)
+    return (
+        _before(run)
+        | {"kept for backward": kept_bytes(run), "a layer's backward": layer}
+        | {"gradient of the LM head": _head_gradient(run)}
+    )
+
+
+def _in_first_layer(run: Run) -> Parts:
+    waiting = _head_gradient(run) if run.accumulates and run.architecture.tied else 0
+    kept = run.calls * (_stream(run) if run.checkpointing else _layer(run))
+    layer = _recomputed(run) + layer_backward_bytes(run)
+    missing = 0 if run.accumulates else gradients_bytes(run) // run.architecture.layers
+    if run.lora_rank == 0:  # the layer's own, and those of an embedding that is not the head
+        own = run.architecture.layer_parameters + (
+            0 if run.architecture.tied else run.architecture.embedding_parameters // 2
+        )
+        missing = missing and gradients_bytes(run) * own // run.trained
+    return {
+        "gradients": gradients_bytes(run) - missing,
+        "gradients of other passes": _waiting(run) if run.accumulates else 0,
+        "kept for backward": kept,
+        "a layer's backward": layer,
+        "gradient of the LM head": waiting,
+    }
+
+
+def _in_embedding(run: Run) -> Parts:
+    """The embedding's gradient is as large as its matrix; where the head is the same one, its gradient waits for it."""
+    waiting = 2 if run.architecture.tied else 1
+    return {
+        "gradients": gradients_bytes(run),
+        "gradients of other passes": _waiting(run) if run.accumulates else 0,
+        "gradient of the embedding": waiting * _head_gradient(run),
+        "kept for backward": _stream(run),
+    }

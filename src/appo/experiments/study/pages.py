@@ -1,0 +1,95 @@
+"""A study's summary as Markdown and as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from appo.experiments.compare.plots import HEIGHT, WIDTH, legend, page, panel
+from appo.experiments.compare.tables import table
+
+AXES = {"perception": "perceivers", "reasoning": "reasoners"}
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The page of a study: scores of all cells, gains, what is missing, what it cost."""
+    lines = [f"{summary['questions']} questions; answered in all cells: {summary['complete']}.", "", *_grid(summary)]
+    if summary["gains"]:
+        lines += ["", *_gains(summary)]
+    lines += ["", *(f"- {remark}" for remark in remarks(summary))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know beside the numbers: what is missing, what was empty, what it cost."""
+    said = [
+        f"**Missing**: {gap['what']}: {gap['count']} of {summary['questions']} ({gap['why']})"
+        for gap in summary["missing"]
+    ]
+    said += [f"{name}: {count} of its answers are empty and count as wrong" for name, count in summary["empty"].items()]
+    for name, cost in summary["costs"].items():
+        dollars = "prices not given" if cost["dollars"] is None else f"${cost['dollars']:.4f}"
+        unknown = f"; {cost['unknown']} replies did not say and count as the most" if cost["unknown"] else ""
+        said.append(f"{name}: {cost['read']:,} tokens read, {cost['written']:,} written, {dollars}{unknown}")
+    return said
+
+
+def curves(summary: Mapping[str, Any]) -> str:
+    """An SVG of two panels: the score by perceiver, a curve a reasoner, and by reasoner, a curve a perceiver."""
+    score = {(cell["perceiver"], cell["reasoner"]): cell["score"] for cell in summary["cells"]}
+    perceivers, reasoners = summary["perceivers"], summary["reasoners"]
+    by_perceiver = {r: _points([score[p, r] for p in perceivers]) for r in reasoners}
+    by_reasoner = {p: _points([score[p, r] for r in reasoners]) for p in perceivers}
+    body = [
+        panel(f"score by perceiver, {perceivers[0]} to {perceivers[-1]}", by_perceiver, (0, 0)),
+        panel(f"score by reasoner, {reasoners[0]} to {reasoners[-1]}", by_reasoner, (WIDTH, 0)),
+        legend(reasoners, (0, HEIGHT)),
+        legend(perceivers, (WIDTH, HEIGHT)),
+    ]
+    height = HEIGHT + 40 + 16 * max(len(perceivers), len(reasoners))
+    return page(height, body)
+
+
+def _points(scores: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(place, score) for place, score in enumerate(scores, start=1) if score is not None]
+
+
+def _grid(summary: Mapping[str, Any]) -> list[str]:
+    cells = {(cell["perceiver"], cell["reasoner"]): cell for cell in summary["cells"]}
+    rows = [[p, *(_cell(cells[p, r], summary) for r in summary["reasoners"])] for p in summary["perceivers"]]
+    title = "Score in per cent (95 % Wilson interval); rows describe, columns answer, from weak to strong as given:"
+    return [title, "", *table(["", *summary["reasoners"]], rows)]
+
+
+def _cell(cell: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    if cell["score"] is None:
+        return "-"
+    part = f" of {cell['answered']}" if cell["answered"] < summary["questions"] else ""
+    return f"{100 * cell['score']:.1f} ({100 * cell['low']:.1f}, {100 * cell['high']:.1f}){part}"
+
+
+def _gains(summary: Mapping[str, Any]) -> list[str]:
+    found = summary["gains"]
+    kinds = {
+        "": ("weakest to strongest, points", 100.0, 1),
+        "/step": ("a step, points", 100.0, 1),
+        "/carried": ("carried, points a point", 1.0, 2),
+    }
+    names = [name for name in (*AXES, "difference") if name in found]
+    rows = [[name, *(_gain(found.get(f"{name}{kind}"), *how[1:]) for kind, how in kinds.items())] for name in names]
+    lines = ["Gains, averaged over the other side (95 % paired bootstrap interval over questions):", ""]
+    lines += table(["", *(how[0] for how in kinds.values())], rows)
+    for name, members in AXES.items():
+        steps = [found[f"{name}/step/{n}"] for n in range(1, len(summary[members])) if f"{name}/step/{n}" in found]
+        pairs = zip(summary[members], summary[members][1:], steps, strict=False)
+        body = [[f"{one} → {other}", _gain(step, 100.0, 1)] for one, other, step in pairs]
+        if len(body) > 1:
+            lines += ["", *table([f"step of {name}", "points"], body)]
+    return lines
+
+
+def _gain(gain: Mapping[str, float] | None, factor: float, digits: int) -> str:
+    if gain is None:
+        return "-"
+    value, low, high = (f"{factor * gain[name]:+.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low}, {high})"

@@ -1,0 +1,167 @@
+"""`appo study`: all perceivers describe, all reasoners answer, the grid is scored; goes on with what is there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from appo.evaluation.scoreboard import Progressing
+from appo.experiments.study.answering import Cell, answer_here, answer_there, by_model, by_rules, cell_of, paid
+from appo.experiments.study.describing import Looking, describe
+from appo.experiments.study.endpoints import BudgetError, Endpoint, Purse
+from appo.experiments.study.folder import StudyFolder, said, write_down
+from appo.experiments.study.members import Perceiver, Reasoner
+from appo.experiments.study.pages import curves, markdown
+from appo.experiments.study.settings import StudySettings, asked, calling_of, check, decisive, looking_of, members_of
+from appo.experiments.study.summary import summary_of
+from appo.experiments.study.text_models import TextModel
+from appo.reports.run_folder import as_json
+from appo.types import VideoQA
+
+DIGITS = 6
+NAMED_GAPS = 5
+
+
+def study(settings: StudySettings, console: Console) -> bool:
+    """Ask what was not answered yet; write and print what the grid says.
+
+    Returns:
+        Whether every question has an answer in every cell. What is missing is said on standard error.
+
+    Raises:
+        ValueError, OSError: an impossible setting, dataset, checkpoint, endpoint or folder; one line each.
+    """
+    check(settings)
+    looking = looking_of(settings)
+    own = decisive(settings, looking)
+    StudyFolder.check(settings.output, own)
+    endpoints, purse = _endpoints(settings)
+    questions, members = asked(settings), members_of(settings)
+    folder = StudyFolder(StudyFolder.start(settings.output, own, questions).path)
+    stopped = ""
+    with folder.alone():
+        folder.admit(members)
+        for perceiver in settings.perceivers:
+            _describe(folder, perceiver, questions, looking, console)
+        cells = _cells(folder, settings, members, questions)
+        purse.spent = sum(paid(endpoint, _column(cells, endpoint.reasoner)) for endpoint in endpoints.values())
+        try:
+            for reasoner in settings.reasoners:
+                _answer(settings, reasoner, _column(cells, reasoner), endpoints, console)
+        except BudgetError as error:
+            stopped = f"stopped at the budget of ${settings.budget:g} ({error}); a larger --budget goes on"
+        for cell in cells.values():
+            folder.settle(cell.file, questions)
+        result = _report(folder, settings, questions, cells, endpoints, console)
+    _name_gaps(result, stopped)
+    return not result["missing"]
+
+
+def _describe(
+    folder: StudyFolder, perceiver: Perceiver, questions: Sequence[VideoQA], looking: Looking, console: Console
+) -> None:
+    file = folder.descriptions(perceiver.name)
+    there = {name for name, line in said(file).items() if "text" in line}
+    missing = {question.id for question in questions} - there
+    if missing:
+        done = len(questions) - len(missing)
+        console.print(f"{perceiver.name} describes, {len(missing)} to go", highlight=False, markup=False)
+        with Progressing(_quiet(console, not perceiver.looks), len(questions), done) as progress:
+            for lines in describe(perceiver, questions, missing, looking):
+                write_down(file, lines)
+                done += len(lines)
+                progress.update(done)
+    folder.settle(file, questions)
+
+
+def _cells(
+    folder: StudyFolder, settings: StudySettings, members: Mapping[str, Any], questions: Sequence[VideoQA]
+) -> dict[tuple[str, str], Cell]:
+    return {
+        (p.name, r.name): cell_of(folder, p, r, members[f"reasoner {r.name}"], questions)
+        for p in settings.perceivers
+        for r in settings.reasoners
+    }
+
+
+def _column(cells: Mapping[tuple[str, str], Cell], reasoner: Reasoner) -> list[Cell]:
+    return [cell for (_, name), cell in cells.items() if name == reasoner.name]
+
+
+def _endpoints(settings: StudySettings) -> tuple[dict[str, Endpoint], Purse]:
+    """The reasoners behind endpoints, and the purse they share. Raises ValueError before anybody has worked in vain."""
+    purse = Purse() if settings.budget is None else Purse(settings.budget)
+    there = [reasoner for reasoner in settings.reasoners if reasoner.url is not None]
+    endpoints = {reasoner.name: Endpoint(reasoner, calling_of(settings, reasoner), purse) for reasoner in there}
+    for endpoint in endpoints.values():
+        endpoint.check()
+    return endpoints, purse
+
+
+def _answer(
+    settings: StudySettings,
+    reasoner: Reasoner,
+    cells: Sequence[Cell],
+    endpoints: Mapping[str, Endpoint],
+    console: Console,
+) -> None:
+    """Let one reasoner answer what is missing in its cells."""
+    total = sum(len(cell.tasks) for cell in cells)
+    known = [len(cell.known()) for cell in cells]
+    if sum(known) == total:
+        return
+    console.print(f"{reasoner.name} answers, {total - sum(known)} to go", highlight=False, markup=False)
+    with Progressing(_quiet(console, reasoner.is_rules), total, sum(known)) as progress:
+        if reasoner.name in endpoints:
+            answer_there(endpoints[reasoner.name], cells, lambda more: progress.update(sum(known) + more))
+            return
+        model = TextModel(reasoner.source, settings.max_answer, settings.dtype)
+        answer = by_rules(reasoner.known) if reasoner.is_rules else by_model(model)
+        for place, cell in enumerate(cells):
+            elsewhere = sum(len(done.tasks) for done in cells[:place]) + sum(known[place + 1 :])
+            answer_here(cell, answer, settings.batch_size, partial(_update, progress, elsewhere))
+
+
+def _update(progress: Progressing, elsewhere: int, done: int) -> None:
+    progress.update(elsewhere + done)
+
+
+def _quiet(console: Console, is_quick: bool) -> Console:
+    """Where progress goes; nobody waits for what takes milliseconds."""
+    return Console(quiet=True) if is_quick else console
+
+
+def _report(
+    folder: StudyFolder,
+    settings: StudySettings,
+    questions: Sequence[VideoQA],
+    cells: Mapping[tuple[str, str], Cell],
+    endpoints: Mapping[str, Endpoint],
+    console: Console,
+) -> dict[str, Any]:
+    """Write and print summary, table and curves of what is there."""
+    perceivers = [perceiver.name for perceiver in settings.perceivers]
+    reasoners = [reasoner.name for reasoner in settings.reasoners]
+    described = {name: said(folder.descriptions(name)) for name in perceivers}
+    result = summary_of(questions, perceivers, reasoners, cells, described, endpoints)
+    folder.write("summary.json", json.dumps(as_json(result, DIGITS), indent=1, allow_nan=False) + "\n")
+    folder.write("table.md", page := markdown(result))
+    folder.write("grid.svg", curves(result))
+    console.print(page, highlight=False, markup=False, soft_wrap=True)
+    return result
+
+
+def _name_gaps(result: Mapping[str, Any], stopped: str) -> None:
+    """Say on standard error what is missing, and what asks for it again."""
+    gaps = result["missing"]
+    for gap in gaps[:NAMED_GAPS]:
+        print(f"appo: {gap['count']} {gap['what']} are missing: {gap['why']}", file=sys.stderr)
+    if len(gaps) > NAMED_GAPS:
+        print(f"appo: {len(gaps) - NAMED_GAPS} more gaps are in summary.json", file=sys.stderr)
+    if gaps:
+        print(f"appo: {stopped or 'the same command asks for what is missing again'}", file=sys.stderr)

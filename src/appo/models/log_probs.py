@@ -1,0 +1,214 @@
+"""One forward pass over a group: log-probabilities, hidden states, frame attention.
+
+Shape suffixes: G responses, P prompt tokens, N response tokens (padded), L = P + N, F frames, H hidden size,
+V vocabulary, n tokens picked out of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from appo.models.frame_attention import appo_attention, capture_frame_attention, full_precision
+from appo.models.prefix_packing import group_rows, pack_group, prompt_spans, unwrap
+from appo.types import GroupScores
+
+# Rows of (rows, V) logits held at once: with a 152k vocabulary and float32, 512 rows are 311 MB.
+LOGIT_ROWS = 512
+# Words of the vocabulary whose log-probabilities the weights hold at once: 128 tokens x 16k words are 8 MB in float32.
+VOCABULARY_TILE = 16384
+
+
+def score_group(
+    model: Any,
+    prompt: Mapping[str, Any],
+    responses: Sequence[Tensor],
+    *,
+    capture_layers: int = 3,
+    temperature: float = 1.0,
+    shared_prefix: bool = True,
+    rows_per_chunk: int = 0,
+) -> GroupScores:
+    """Score G responses to one prompt in one forward pass. Source: paper step 1, without eager attention.
+
+    Args:
+        model: a Hugging Face video language model (PEFT-wrapped or not).
+        prompt: the processor's output for one prompt: ``input_ids`` (1, P) and whatever belongs to its videos and
+            images (``pixel_values_videos``, ``video_grid_thw``, ``second_per_grid_ts``, ``mm_token_type_ids``, ...).
+        responses: G int64 tensors of response token ids, EOS included, each of its own length >= 1.
+        capture_layers: average attention to frames over so many last decoder layers; 0: capture nothing.
+        temperature: the sampling temperature; log-probabilities are those of logits / temperature.
+        shared_prefix: True: prompt and video once, the responses packed behind them (ours, exact). False: ordinary
+            rows, prompt + response each.
+        rows_per_chunk: responses of one forward pass, where memory asks for it; 0: all G.
+
+    Returns:
+        GroupScores; ``log_probs_GN`` carries gradients unless the caller disables them.
+
+    Raises:
+        ValueError: no responses, an empty response, a prompt of several rows, temperature <= 0, an architecture or
+            attention implementation that cannot share a prefix or be captured.
+    """
+    _check_group(prompt, responses, temperature)
+    base = unwrap(model)
+    device = next(base.parameters()).device
+    prompt = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
+    forward = _packed_hidden if shared_prefix else _rows_hidden
+    step = rows_per_chunk or len(responses)
+    chunks = [
+        forward(base, prompt, responses[start : start + step], capture_layers)
+        for start in range(0, len(responses), step)
+    ]
+    hidden_GNH, mask_GN, frame_attention_GNF = (_stack_chunks(part) for part in zip(*chunks, strict=True))
+    assert hidden_GNH is not None
+    assert mask_GN is not None
+    ids_GN = nn.utils.rnn.pad_sequence([r.to(device) for r in responses], batch_first=True)
+    log_probs_GN, log_normalizer_GN = _token_log_probs(base, hidden_GNH, ids_GN, temperature)
+    return GroupScores(
+        log_probs_GN=log_probs_GN.masked_fill(~mask_GN, 0.0),
+        mask_GN=mask_GN,
+        hidden_GNH=hidden_GNH.detach(),
+        log_normalizer_GN=log_normalizer_GN.detach(),
+        frame_attention_GNF=None
+        if frame_attention_GNF is None
+        else frame_attention_GNF.masked_fill(~mask_GN[..., None], 0.0),
+    )
+
+
+def _stack_chunks(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Chunks of responses, each padded to its own longest, as one group padded to the longest of all."""
+    tensors = [part for part in parts if part is not None]
+    if len(tensors) < 2:
+        return tensors[0] if tensors else None
+    return nn.utils.rnn.pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
+
+
+def _rows_hidden(
+    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states (G, N, H) that emit each token, mask (G, N) and frame attention (G, N, F), from ordinary rows."""
+    rows, mask_GN = group_rows(prompt, responses)
+    P, (G, N) = prompt["input_ids"].shape[1], mask_GN.shape
+    query_GN = (P - 1 + torch.arange(N, device=mask_GN.device)).expand(G, -1)
+    frame_L, frames = _frames(base, prompt, length=P + N)
+    context: Any = nullcontext()
+    if layers:
+        context = capture_frame_attention(base, frame_L.expand(G, -1), query_GN, frames=frames, layers=layers)
+    with context as capture:
+        extra = {} if capture is None else {"frame_capture": capture}
+        hidden_GLH = base.base_model(**rows, use_cache=False, **extra).last_hidden_state
+    return hidden_GLH[:, P - 1 : P - 1 + N], mask_GN, None if capture is None else capture.attention_BNF
+
+
+def _packed_hidden(
+    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same from the packed group. To the capture, its keys are the shared prefix and a segment of length N."""
+    packed = pack_group(base, prompt, responses)
+    G, N = packed.layout.mask_GN.shape
+    frame_L, frames = _frames(base, prompt, length=packed.layout.prefix + 1 + N)
+    # The prompt's last token, which starts every segment, is text: dropping its entry shifts no frame.
+    frame_GL = torch.cat([frame_L[: packed.layout.prefix], frame_L[packed.layout.prefix + 1 :]]).expand(G, -1)
+    query_GN = torch.arange(N, device=frame_L.device).expand(G, -1)
+    context: Any = appo_attention(base)
+    if layers:
+        context = capture_frame_attention(base, frame_GL, query_GN, frames=frames, layers=layers)
+    with context as capture:
+        extra = {} if capture is None else {"frame_capture": capture}
+        hidden_1TH = base.base_model(**packed.inputs, use_cache=False, **extra).last_hidden_state
+    packed.layout.assert_kept()
+    hidden_GNH = hidden_1TH[0][packed.layout.index_GN]
+    return hidden_GNH, packed.layout.mask_GN, None if capture is None else capture.attention_BNF
+
+
+@dataclass(frozen=True)
+class HeadLogProbs:
+    """The policy's log-probabilities at chosen tokens of a scored group, made when asked for. Source: ours.
+
+    What `token_weights` takes, so that neither (G, N, V) nor (n, V) need exist: the scoring pass
+    has left the normaliser of each token, so a piece of the LM head gives a piece of the log-probabilities, and the
+    head runs once over them.
+    """
+
+    head: Any
+    hidden_GNH: Tensor
+    log_normalizer_GN: Tensor
+    temperature: float
+    vocabulary_tile: int = VOCABULARY_TILE
+
+    @torch.no_grad()
+    def __call__(self, i_n: Tensor, j_n: Tensor) -> Tensor:
+        """(n, V), float32 at least, for the given responses and tokens."""
+        return torch.cat(list(self.tiles(i_n, j_n)), dim=1)
+
+    @torch.no_grad()
+    def tiles(self, i_n: Tensor, j_n: Tensor) -> Iterator[Tensor]:
+        """The same in pieces of at most ``vocabulary_tile`` words."""
+        hidden_nH, normalizer_n1 = self.hidden_GNH[i_n, j_n], self.log_normalizer_GN[i_n, j_n, None]
+        for start in range(0, len(self.head.weight), self.vocabulary_tile):
+            logits_nv = word_logits(self.head, hidden_nH, slice(start, start + self.vocabulary_tile))
+            yield logits_nv / self.temperature - normalizer_n1
+
+
+def word_logits(head: Any, hidden: Tensor, words: slice | Sequence[int]) -> Tensor:
+    """(..., v), float32 at least: the head's logits of some words, from hidden states (..., H)."""
+    bias_v = None if head.bias is None else head.bias[words]
+    with _in_precision_of(head, hidden):
+        return full_precision(nn.functional.linear(hidden.to(head.weight.dtype), head.weight[words], bias_v))
+
+
+def _in_precision_of(head: Any, hidden: Tensor) -> AbstractContextManager[Any]:
+    """No autocast where the head is wider than what it reads: its logits are wanted as exact as it is.
+
+    So it is after TRL's ``cast_lm_head_to_fp32``, whose update runs the head outside of autocast too.
+    """
+    wider = torch.promote_types(head.weight.dtype, hidden.dtype) != hidden.dtype
+    return torch.autocast(hidden.device.type, enabled=False) if wider else nullcontext()
+
+
+def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
+    """The log-probabilities of a group that ``model`` has just scored at this temperature."""
+    head = unwrap(model).get_output_embeddings()
+    return HeadLogProbs(head, scores.hidden_GNH, scores.log_normalizer_GN, temperature)
+
+
+def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], temperature: float) -> None:
+    if prompt["input_ids"].ndim != 2 or prompt["input_ids"].shape[0] != 1:
+        raise ValueError(f"a group has one prompt: input_ids must be (1, P), got {tuple(prompt['input_ids'].shape)}")
+    if not responses or any(r.ndim != 1 or len(r) == 0 for r in responses):
+        raise ValueError("responses must be a non-empty list of 1-D tensors of at least one token each")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _frames(base: Any, prompt: Mapping[str, Any], length: int) -> tuple[Tensor, int]:
+    """int64 (length,) frame of each position, -1 beyond the prompt and where none, and the number of frames."""
+    spans = prompt_spans(base, prompt)
+    return nn.functional.pad(spans.frame_L, (0, length - len(spans.frame_L)), value=-1), spans.frames
+
+
+def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """float32 (G, N) log-probabilities of the given tokens and normalisers; logits exist for LOGIT_ROWS at a time."""
+    head: Any = base.get_output_embeddings()
+
+    def tile(hidden_nH: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
+        with _in_precision_of(head, hidden_nH):
+            logits_nV = full_precision(head(hidden_nH)) / temperature
+        normalizer_n = logits_nV.logsumexp(dim=-1)
+        return logits_nV.gather(-1, ids_n[:, None])[:, 0] - normalizer_n, normalizer_n
+
+    hidden_tiles = torch.split(hidden_GNH.flatten(0, 1), LOGIT_ROWS)
+    pairs = zip(hidden_tiles, torch.split(ids_GN.flatten(), LOGIT_ROWS), strict=True)
+    if torch.is_grad_enabled():
+        # Recomputed in the backward pass, else autograd would keep every tile's logits.
+        tiles = [checkpoint(tile, hidden, ids, use_reentrant=False) for hidden, ids in pairs]
+    else:
+        tiles = [tile(hidden, ids) for hidden, ids in pairs]
+    log_probs, normalizers = zip(*tiles, strict=True)
+    return torch.cat(log_probs).view(ids_GN.shape), torch.cat(normalizers).view(ids_GN.shape)

@@ -1,0 +1,203 @@
+"""A trainer whose run outlives bad videos, and stops orderly where going on would train on nonsense.
+
+Shape suffixes: B rows = Q groups x G responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.data_utils import prepare_multimodal_messages
+
+from appo.rollout.dynamic_sampling import FreshRows
+from appo.rollout.generation import clean_messages, placeholders
+from appo.training.atomic_checkpoint import CheckpointError, checkpoint_name, problem, whole_folder
+from appo.training.faults import FaultyVideosError, VideoFaults
+from appo.training.replays import FOLDER, NotFiniteError, write_description, write_tensors
+from appo.training.reward_faults import watched
+from appo.training.trainer_state import ResumableTrainer
+
+# Columns whose pictures TRL puts into the prompt.
+PICTURE_COLUMNS = ("images", "image")
+
+
+class SteadyTrainer(ResumableTrainer):
+    """TRL's GRPOTrainer, resumable, which replaces rows whose videos cannot be shown and applies no NaN.
+
+    A trainer of it sets ``encoder`` (`PromptEncoder`) and ``watch`` (its stopwatch), and asks
+    `_shown_rows` and `_draw_shown` before it generates.
+    """
+
+    encoder: Any
+    watch: Any
+    reward_funcs: list[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._batches: list[Any] = []
+        super().__init__(*args, **kwargs)
+        self.reward_funcs = [watched(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
+        self._fresh = FreshRows(self.train_dataset, self.args.seed + self.accelerator.process_index, self._prepared)
+        self.keep("fresh rows", self._fresh.state, self._fresh.restore)
+        folder, limit = Path(self.args.output_dir), self.args.max_faulty_videos
+        self._faults = VideoFaults(folder, limit, self.accelerator.is_main_process)
+        self.keep("faults", self._faults.state, self._faults.restore)
+        self.add_callback(_StopOnFaults(self._faults))
+
+    # -- videos ------------------------------------------------------------------------------------------------------
+
+    def _shown_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The B rows of a rollout, whole groups; in the place of those that cannot be shown, the next fresh ones.
+
+        Raises:
+            FaultyVideosError: no process, or not every one, finds rows that can be shown.
+        """
+        G, before = self.num_generations, self._fresh.state()
+        if len(rows) % G:  # groups that other processes share: text alone, which can always be shown
+            return rows
+        check = self._faults.patient(self._can_show)
+        shown = self._attempt(lambda: [row if check(row) else self._fresh.draw(1, check)[0] for row in rows[::G]])
+        if shown is None:
+            self._fresh.restore(before)
+            raise FaultyVideosError(self._faults.stop + self._checkpoint_of_last_step())
+        return [row if new is rows[q * G] else dict(new) for q, new in enumerate(shown) for row in rows[q * G :][:G]]
+
+    def _draw_shown(self, count: int, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Fresh rows that are to be kept and can be shown; none, in all processes, once the run is to stop."""
+        if self._faults.stop:
+            return []
+        check = self._faults.patient(self._can_show)
+        return self._attempt(lambda: self._fresh.draw(count, lambda row: keep(row) and check(row))) or []
+
+    def _attempt(self, draw: Callable[[], list[Any]]) -> list[Any] | None:
+        with self.watch("decode"):
+            rows = self._faults.attempt(draw, lambda said: gather_object([said]))
+        self._metrics["train"]["faults/videos"] = [float(self._faults.count)]
+        return rows
+
+    def _prepared(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the pictures of its columns (TRL's ``images`` or ``image``) in its prompt.
+
+        Raises:
+            ValueError: they do not fit the prompt; names the row and the column.
+        """
+        column = next((name for name in PICTURE_COLUMNS if row.get(name)), None)
+        if column is None or not self._is_vlm or not isinstance(row["prompt"], list):
+            return row
+        images = row[column] if column == "images" else [row[column]]
+        prompt = [one if isinstance(one["content"], str) else clean_messages([one])[0] for one in row["prompt"]]
+        try:
+            return {**row, "prompt": prepare_multimodal_messages(prompt, images=images)}
+        except ValueError as error:
+            raise ValueError(
+                f"row {row.get('id', '?')}: column `{column}`: {error} Write a part {{'type': 'image'}} into the "
+                "prompt for each of its pictures, or leave the column out"
+            ) from error
+
+    def _can_show(self, row: dict[str, Any]) -> bool:
+        forbidden = placeholders(self.processing_class) if self._is_vlm else ()
+        return self._faults.can_show(row, self.encoder.videos, self.state.global_step, forbidden)
+
+    def _checkpoint_of_last_step(self) -> str:
+        """Write it, if the step now begun has done nothing yet; what to say about it."""
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        if step and self._step % self.args.gradient_accumulation_steps == 0:
+            if problem(folder / checkpoint_name(step)):
+                self._save_checkpoint(self.model, trial=None)
+            return f"; there is a checkpoint of step {step}"
+        return ""
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def _log_mean(self, name: str, value: float) -> None:
+        """Log a number averaged over processes."""
+        gathered = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
+        self._metrics["train"][name].append(float(gathered.mean()))
+
+    def _log_means(self, prefix: str, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Log sums divided by counts, of all processes together; nothing where all counts are 0."""
+        pairs = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
+        totals = self.accelerator.gather(pairs[None]).sum(dim=0).tolist()
+        for name, (total, count) in zip(sums, totals, strict=True):
+            if count:
+                self._metrics["train"][f"{prefix}{name}"].append(total / count)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training:
+            self._batches.append(inputs)
+        return inputs
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if self.model.training:
+            self._assert_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called once an optimiser step, right before it is applied."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A gradient scaler (float16) skips such steps and goes on with a smaller scale; DeepSpeed has applied its own.
+        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
+            self._assert_finite("gradient norm", norm)
+        self._batches.clear()
+        return norm
+
+    def _assert_finite(self, name: str, value: Any) -> None:
+        """Stop in all processes, with what is needed for a replay, if a number is not finite in one of them.
+
+        Raises:
+            NotFiniteError: it is not.
+        """
+        if hasattr(value, "full_tensor"):
+            value = value.full_tensor()
+        number = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device).detach().reshape(1)
+        numbers: list[float] = self.accelerator.gather(number).tolist()
+        if all(number - number == 0 for number in numbers):
+            return
+        step, run = self.state.global_step, self.args.output_dir
+        found = ", ".join(f"{number:g} in process {rank}" for rank, number in enumerate(numbers))
+        found = f"the {name} of step {step + 1} is {f'{numbers[0]:g}' if len(numbers) == 1 else found}"
+        try:
+            self._save_replay(found)
+            kept = f"where it comes from: appo replay {run}"
+        except CheckpointError as error:
+            kept = f"no replay is kept, for {error}"
+        raise NotFiniteError(f"{found}: nothing was applied; {kept}")
+
+    def _save_replay(self, found: str) -> None:
+        """Policy and batch of the step that is not applied."""
+        final = Path(self.args.output_dir) / FOLDER / f"step-{self.state.global_step}"
+        with whole_folder(final, leads=self.args.should_save, meet=self.accelerator.wait_for_everyone) as written:
+            self.save_model(str(written / "policy"))
+            self.accelerator.wait_for_everyone()
+            trees = gather_object([write_tensors(written, self.accelerator.process_index, self._batches)])
+            if self.args.should_save:
+                write_description(
+                    written, trees, step=self.state.global_step, problem=found, settings=self.args.to_dict(),
+                    dtype=str(self.model.dtype).removeprefix("torch."),
+                    accumulation=self.current_gradient_accumulation_steps,
+                )  # fmt: skip
+
+
+class _StopOnFaults(TrainerCallback):
+    """Ends a run with a checkpoint after the step in which too many videos could not be shown."""
+
+    def __init__(self, faults: VideoFaults) -> None:
+        self._faults = faults
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._faults.stop:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._faults.stop and state.global_step < state.max_steps:
+            raise FaultyVideosError(
+                f"{self._faults.stop}; there is a checkpoint of step {state.global_step} in {args.output_dir}: repair "
+                "the files or allow more, then resume"
+            )

@@ -1,0 +1,153 @@
+"""A video becomes sampled frames, their times and metadata: a file or a folder of pictures, the whole or a clip of it.
+
+A clip is read as if it were a video of its own, so the processor's rule and the times the model sees are about the
+frames inside it alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import numpy.typing as npt
+
+from appo.video.frame_sampling import (
+    ClipError,
+    CorruptVideoError,
+    EmptyVideoError,
+    FrameSampling,
+    MissingVideoError,
+    NoVideoStreamError,
+    SampledVideo,
+    Timeline,
+    TooFewFramesError,
+    VideoError,
+    VideoSource,
+    ZeroDurationError,
+    choose_frames,
+    lm_frame_timestamps,
+)
+from appo.video.image_sequence import folder_timeline, list_pictures, read_pictures
+from appo.video.pyav_reader import decode, read_timeline
+
+__all__ = [
+    "ClipError",
+    "CorruptVideoError",
+    "EmptyVideoError",
+    "FrameSampling",
+    "MissingVideoError",
+    "NoVideoStreamError",
+    "SampledVideo",
+    "TooFewFramesError",
+    "VideoError",
+    "VideoSource",
+    "ZeroDurationError",
+    "lm_frame_timestamps",
+    "local_path",
+    "read_video",
+]
+
+
+# Calls one of the two functions below about a source: here, or where a decoder can be given up (`decode_worker`).
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a source shows, found: nothing is decoded yet.
+
+    Attributes:
+        place: the file or folder.
+        pictures: of a folder, in order.
+        timeline: of the file or folder, or of the clip of it.
+    """
+
+    place: Path
+    pictures: list[Path]
+    timeline: Timeline
+
+
+def look(source: VideoSource) -> Shown:
+    """Find a source and read its times. Raises VideoError as `read_video`."""
+    place = local_path(source)
+    pictures = list_pictures(place) if source.frames_fps else []
+    whole = folder_timeline(place, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(place))
+    return Shown(place, pictures, whole if source.start is None and source.end is None else whole.cut(source))
+
+
+def take(source: VideoSource, shown: Shown, chosen: Sequence[int]) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
+    """The chosen frames, uint8 (T, H, W, 3), and their seconds (T,). Raises VideoError as `read_video`."""
+    if source.frames_fps:
+        frames_THWC = read_pictures([shown.pictures[shown.timeline.first + index] for index in chosen])
+        return frames_THWC, tuple(index / source.frames_fps for index in chosen)
+    return decode(str(shown.place), chosen, shown.timeline)
+
+
+def here(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in this process."""
+    return function(*arguments)
+
+
+def read_video(
+    source: VideoSource | str | os.PathLike[str], video_processor: Any, sampling: FrameSampling, call: Call = here
+) -> SampledVideo:
+    """Decode the frames that the model's video processor chooses.
+
+    Args:
+        source: what is shown; a path alone means the whole file.
+        video_processor: a video processor of transformers; only its ``sample_frames`` rule is used.
+        sampling: how many frames to take.
+        call: where the file is opened and decoded.
+
+    Returns:
+        The sampled frames. Memory is bounded by the sample, not by the length of the video.
+
+    Raises:
+        VideoError: the video is missing, empty, damaged, too short or without duration, or the clip is no time of it.
+        ValueError: `sampling` does not fit the processor.
+    """
+    if not isinstance(source, VideoSource):
+        source = VideoSource(os.fspath(source))
+    shown: Shown = call(look, source)
+    fps, total = shown.timeline.fps, len(shown.timeline.times)
+    chosen = choose_frames(source, total, fps, video_processor, sampling)
+    frames_THWC, timestamps_T = call(take, source, shown, chosen)
+    return SampledVideo(source.path, frames_THWC, timestamps_T, fps, total, chosen)
+
+
+def local_path(source: VideoSource) -> Path:
+    """The absolute path of a file that is not empty, or of a folder. Absolute, as FFmpeg would read ``a:b.mp4`` as
+    an address.
+
+    Raises:
+        MissingVideoError: there is none, or no local one, or a file where a folder should be or the reverse.
+        EmptyVideoError: the file has 0 bytes.
+    """
+    given = source.path
+    address = urlsplit(given)
+    if "://" in given and address.scheme != "file":
+        raise MissingVideoError(given, "is an address, not a file", "download it and pass the local path")
+    local = Path(url2pathname(address.path) if address.scheme == "file" else given)
+    try:
+        size = local.stat().st_size
+        is_folder = local.is_dir()
+        if not is_folder:
+            local.open("rb").close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MissingVideoError(given, f"cannot be opened ({reason})", "check the path") from error
+    if is_folder and source.frames_fps is None:
+        fix = "pass the path of a video file, or say at how many frames per second its pictures were taken (frames_fps)"
+        raise MissingVideoError(given, "is a folder", fix)
+    if not is_folder and source.frames_fps is not None:
+        fix = "leave frames_fps out, or pass the folder"
+        raise MissingVideoError(given, "is a file, while frames_fps speaks of a folder of pictures", fix)
+    if size == 0 and not is_folder:
+        raise EmptyVideoError(given, "is empty (0 bytes)", "download or copy it again")
+    return local.absolute()

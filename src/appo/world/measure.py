@@ -1,0 +1,109 @@
+"""How a policy does on clips: real mp4 files, the real processor, `model.generate`, the project's own scoring."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from appo.rewards.functions import score_answer
+from appo.rewards.templates import build_messages, parse_response
+from appo.rollout.generation import PromptInputs, VideoCache, encode_prompt, generate, video_sources
+from appo.types import VideoQA
+from appo.video.reader import FrameSampling
+from appo.world.world import MAX_SECONDS
+
+# What the clips are made for: two frames a second make one frame of the language model, whatever the clip's length.
+SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
+MAX_NEW_TOKENS = 128  # 99 % of responses have at most 83; DAPO's soft punishment begins at 103
+# K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
+WORLD_WEIGHTS: dict[str, Any] = {"score_tokens": 8, "top_frames": 2, "frame_tokens": 8}
+_COMMITMENT = re.compile(r" at (\d+)")
+
+
+def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> PromptInputs:
+    """A question of the embedded world as model inputs, its clip read from the file."""
+    messages = build_messages(question, instruction="")
+    videos = VideoCache(processor.video_processor, SAMPLING)
+    return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+
+
+def respond(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    questions: Sequence[VideoQA],
+    *,
+    samples: int = 1,
+    greedy: bool = False,
+    batch: int = 16,
+) -> list[list[str]]:
+    """`samples` responses to each question, as text without special tokens."""
+    groups: list[list[str]] = []
+    for start in range(0, len(questions), batch):
+        prompts = [prompt_of(processor, question) for question in questions[start : start + batch]]
+        sampled = generate(
+            model,
+            processor,
+            prompts,
+            max_new_tokens=MAX_NEW_TOKENS,
+            responses=samples,
+            temperature=0.0 if greedy else 1.0,
+        )
+        groups += [processor.batch_decode(group, skip_special_tokens=True) for group in sampled]
+    return groups
+
+
+def summarize(questions: Sequence[VideoQA], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Accuracy, format, and what reinforcement learning would find in the groups.
+
+    `mixed` is the share of groups with both right and wrong responses; `committed_apart` the share of mixed groups
+    whose winners' most frequent committed second differs from the losers'.
+    """
+    rewards = [
+        [score_answer(text, question.answer, "word") for text in group]
+        for question, group in zip(questions, groups, strict=True)
+    ]
+    formats = [parse_response(text) is not None for group in groups for text in group]
+    mixed = [0 < sum(row) < len(row) for row in rewards]
+    apart = [_committed_apart(group, row) for group, row, kept in zip(groups, rewards, mixed, strict=True) if kept]
+    summary: dict[str, Any] = {
+        "accuracy": _mean([reward for row in rewards for reward in row]),
+        "format": _mean(formats),
+        "tokens": _mean([len(text.split()) + 1 for group in groups for text in group]),
+    }
+    for task in sorted({question.metadata["task"] for question in questions}):
+        rows = [row for question, row in zip(questions, rewards, strict=True) if question.metadata["task"] == task]
+        summary[task] = _mean([reward for row in rows for reward in row])
+    if any(len(row) > 1 for row in rewards):
+        summary |= {"mixed": _mean(mixed), "committed_apart": _mean(apart)}
+    return summary
+
+
+def measure(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    questions: Sequence[VideoQA],
+    *,
+    samples: int = 8,
+) -> dict[str, Any]:
+    """Greedy and sampled summaries (see `summarize`), with the seconds that each took."""
+    result: dict[str, Any] = {"questions": len(questions), "samples": samples}
+    for name, greedy, count in (("greedy", True, 1), ("sampled", False, samples)):
+        start = time.perf_counter()
+        groups = respond(model, processor, questions, samples=count, greedy=greedy)
+        result[name] = summarize(questions, groups) | {"seconds": round(time.perf_counter() - start, 1)}
+    return result
+
+
+def _committed_apart(group: Sequence[str], rewards: Sequence[float]) -> bool:
+    seconds = [match[1] if (match := _COMMITMENT.search(text)) else "" for text in group]
+    winners = [second for second, reward in zip(seconds, rewards, strict=True) if reward]
+    losers = [second for second, reward in zip(seconds, rewards, strict=True) if not reward]
+    return max(set(winners), key=winners.count) != max(set(losers), key=losers.count)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / max(1, len(values)), 4)

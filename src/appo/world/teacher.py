@@ -1,0 +1,180 @@
+"""What the tiny policy is taught to say. Standard library only; for the warm start only, never in RL.
+
+The reasoning commits in words to *what* it looks at and *when* («i look at the star at 5 .») before it reports
+anything about it. Attention that emits a token cannot depend on that token, so responses of one group attend
+alike until they have committed to different events; what follows is about that one event. Around these few
+decisive words there is much freedom of paraphrase, as in real chains of thought.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+
+from appo.world.world import Distractor, Event, Question, Scene, answer_of
+
+OPENINGS = (
+    "okay , let me watch the clip .",
+    "hmm , let me see .",
+    "well , i watch the whole video first .",
+    "alright , i go through the frames .",
+    "let me think about this one .",
+    "so , many things move here .",
+    "right , i scan the clip for the right moment .",
+    "i need to find the right moment .",
+    "first i scan the frames one by one .",
+)
+COMMITMENTS = (
+    "i look at the {name} at {second} .",
+    "i focus on the {name} at {second} .",
+    "my eyes go to the {name} at {second} .",
+    "what matters is the {name} at {second} .",
+    "i stop at the {name} at {second} .",
+)
+REPORTS = {
+    "colour": (
+        "it is clearly {colour} .",
+        "its colour is {colour} .",
+        "i see that it looks {colour} .",
+        "it shines {colour} there .",
+    ),
+    "shape": (
+        "it is clearly the {shape} .",
+        "its shape is the {shape} .",
+        "i see the outline of the {shape} .",
+        "there it is , the {shape} .",
+    ),
+    "first": (
+        "it comes before the others asked about .",
+        "nothing asked about came before it .",
+        "it is the early one .",
+        "it was there first .",
+    ),
+    "when": (
+        "the clock bar says {second} .",
+        "the bar shows {second} there .",
+        "by the clock that is {second} .",
+        "so the time is {second} .",
+    ),
+}
+CHECKS = (
+    "i check it again : the {colour} {shape} at {second} .",
+    "once more : at {second} there is the {colour} {shape} .",
+    "yes , the {shape} is {colour} and the clock says {second} .",
+    "looking again , {colour} and {shape} , at {second} .",
+)
+WANDERERS = (
+    "the {colour} {shape} drifts around all the time .",
+    "the {colour} {shape} only wanders by .",
+    "there is also one {colour} {shape} , but it does not matter .",
+    "i ignore the {colour} {shape} that moves about .",
+)
+OTHERS = (
+    "the {shape} at {second} is not it .",
+    "another thing , the {shape} at {second} , is beside the point .",
+    "i leave out the {shape} at {second} .",
+)
+FILLERS = (
+    "the rest is only background .",
+    "nothing else matters here .",
+    "the other frames do not help .",
+    "i am quite sure about that .",
+    "that is all i need .",
+)
+ASIDES = (*OPENINGS, *FILLERS)
+CONCLUSIONS = (
+    "so the answer is {answer} .",
+    "that settles it : {answer} .",
+    "i will say {answer} .",
+    "therefore {answer} .",
+)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a teacher talks, whatever it sees.
+
+    Attributes:
+        commits: says in words what it looks at and when, before it reports anything.
+        asides: sentences about nothing before the report, each drawn from fourteen: freedom whose gradient is noise.
+    """
+
+    commits: bool = True
+    asides: int = 0
+
+
+COMMITTING = Manner()
+
+
+def respond(scene: Scene, question: Question, focus: int, rng: random.Random, manner: Manner = COMMITTING) -> str:
+    """A response that looks at event number `focus` and reports, checks and answers what is seen there.
+
+    `focus = question.asked` is the honest teacher; any other is the lazy one, consistent in its mistake.
+    """
+    event = scene.events[focus]
+    answer = answer_of(event, question.task)
+    name = f"{event.colour} one" if question.task == "shape" else event.shape
+    words = {
+        "name": name,
+        "second": event.second,
+        "colour": event.colour,
+        "shape": event.shape,
+        "answer": answer,
+    }
+    parts = [
+        rng.choice(OPENINGS),
+        *[rng.choice(ASIDES) for _ in range(manner.asides)],
+        *([rng.choice(COMMITMENTS)] if manner.commits else []),
+        rng.choice(REPORTS[question.task]),
+        *_remarks(scene, event, rng),
+        rng.choice(CONCLUSIONS),
+    ]
+    reasoning = " ".join(part.format(**words) for part in parts)
+    return f"<think> {reasoning} </think> <answer> {answer} </answer>"
+
+
+def drill(scene: Scene, rng: random.Random) -> str:
+    """Dictation for the first lessons: one attribute of every event, followed by another of the same event.
+
+    What is to be looked up stands right before it, so one attention step from word to cell is enough. From whole
+    responses alone the model first finds crutches (the frame by the second just written down) and stays at chance
+    for hundreds of steps at what matters, the frame by the name (ours, measured). One pair an event, because a second
+    one could be copied from the first.
+    """
+    patterns = (
+        "{shape} {colour}",
+        "{colour} {shape}",
+        "{shape} {second}",
+        "{shape} at {second}",
+        "{colour} one at {second}",
+    )
+    events = rng.sample(scene.events, len(scene.events))
+    pairs = [rng.choice(patterns).format(**asdict(event)) for event in events]
+    return f"<think> {' , '.join(pairs)} </think>"
+
+
+def all_words() -> set[str]:
+    """Every word that a response may contain, apart from names of shapes, colours and seconds."""
+    tables = (OPENINGS, COMMITMENTS, *REPORTS.values(), CHECKS, WANDERERS, OTHERS, FILLERS, CONCLUSIONS)
+    words = {word for table in tables for line in table for word in line.split() if "{" not in word}
+    return words | {"<think>", "</think>", "<answer>", "</answer>", "one"}
+
+
+def _remarks(scene: Scene, event: Event, rng: random.Random) -> list[str]:
+    """Checks and descriptions between report and conclusion, in any order: three or four sentences."""
+    check = rng.choice(CHECKS).format(colour=event.colour, shape=event.shape, second=event.second)
+    remarks = [check, rng.choice(FILLERS)]
+    if scene.distractors:
+        remarks.append(_about(rng.choice(scene.distractors), rng))
+    others = [other for other in scene.events if other != event]
+    if others and rng.random() < 0.4:
+        other = rng.choice(others)
+        remarks.append(rng.choice(OTHERS).format(shape=other.shape, second=other.second))
+    elif rng.random() < 0.5:
+        remarks.append(rng.choice(FILLERS))
+    rng.shuffle(remarks)
+    return remarks
+
+
+def _about(wanderer: Distractor, rng: random.Random) -> str:
+    return rng.choice(WANDERERS).format(colour=wanderer.colour, shape=wanderer.shape)

@@ -1,0 +1,53 @@
+"""Which parameters a frozen vision tower is, in architectures that name it differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2ForCausalLM,
+)
+
+from appo.models.vision_tower import freeze_vision_tower
+from appo.world.processor import build_tokenizer
+from tests.support.tiny import ARCHITECTURES, tiny_model
+from tests.training.side_by_side import small
+
+TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+OTHERS = {
+    "gemma3": lambda: Gemma3ForConditionalGeneration(Gemma3Config(text_config=TEXT, vision_config=VISION)),
+    "llava_next": lambda: LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            text_config={**TEXT, "model_type": "mistral"}, vision_config={**VISION, "model_type": "clip_vision_model"}
+        )
+    ),
+}
+
+
+def built(architecture: str) -> Any:
+    return OTHERS[architecture]() if architecture in OTHERS else tiny_model(architecture=architecture)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
+def test_the_tower_is_frozen_and_nothing_else(architecture):
+    """TRL trains them all: without the tower by its name, the trainer would end in an AttributeError."""
+    model = built(architecture)
+    freeze_vision_tower(model)
+    frozen = {name.split(".")[1] for name, value in model.named_parameters() if not value.requires_grad}
+    trained = {name.split(".")[1] for name, value in model.named_parameters() if value.requires_grad}
+    assert frozen == {"vision_tower" if architecture in OTHERS else "visual"}
+    assert "language_model" in trained
+    assert not frozen & trained
+
+
+def test_a_model_without_a_tower_is_refused_and_stays_as_it_was():
+    model = Qwen2ForCausalLM(small(build_tokenizer()))
+    with pytest.raises(ValueError, match="freeze_vision_tower finds no vision tower in a qwen2 model: set it to false"):
+        freeze_vision_tower(model)
+    assert all(value.requires_grad for value in model.parameters())
