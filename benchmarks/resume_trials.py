@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(script="resume_trials", device="cpu")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    import_module("appo.cli.train")  # once for all runs, which are forked
+    import_module("appo.training.run")  # once for all runs, which are forked
     sys.modules.setdefault("resume_trials", sys.modules[__name__])  # where runs find their reward
     chance = random.Random(args.seed)
     trials = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appo.cli.main import _parser
+from appo.cli.main import command_parser
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -56,8 +56,8 @@ MODULES = {module_name(path): path for path in python_files("src")}
          "torch transformers trl datasets rouge_score"),
         ("models.frame_attention models.log_probs rollout.generation evaluation.inference", "trl datasets"),
         ("world.world world.teacher", "torch numpy transformers trl"),
-        ("reports.page reports.terminal cli.spotlight", "torch numpy transformers trl av"),  # a page needs no model
-        ("cli.start_checks training.setting_rules models.names", "torch numpy transformers trl datasets"),
+        ("reports.page reports.console cli.spotlight", "torch numpy transformers trl av"),  # a page needs no model
+        ("training.start_checks training.setting_rules models.names", "torch numpy transformers trl datasets"),
         ("cli.main", "torch transformers trl"),  # --help and a user's mistake are answered at once
     ],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_every_command_of_the_readme_is_understood() -> None:
     calls = [command[1:] for command in [*readme_commands(), *inline] if command[0] == "appo"]
     assert calls
     for call in calls:
-        arguments, rest = _parser().parse_known_args(call)
+        arguments, rest = command_parser().parse_known_args(call)
         assert arguments.command == "train" or not rest, f"appo {shlex.join(call)}: {rest}"
         if getattr(arguments, "config", None):
             assert (ROOT / arguments.config).is_file(), f"{arguments.config} is not in the repository"

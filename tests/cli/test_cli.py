@@ -63,7 +63,7 @@ def test_train_writes_a_run_folder_with_a_loadable_policy(tmp_path, untrained, c
 def test_rewards_are_chosen_by_name_or_by_path(tmp_path, untrained):
     output = tmp_path / "run"
     arguments = ["train", "--config", str(RECIPE), "--model", untrained, "--output_dir", str(output), *TINY]
-    chosen = ["--rewards", "format", "runs:accuracy_reward", "--reward_weights", "0.5", "2"]
+    chosen = ["--rewards", "format", "tests.support.runs:accuracy_reward", "--reward_weights", "0.5", "2"]
     assert main([*arguments, *chosen]) == 0
     (record,) = RunFolder.open(output).read_rollouts()
     first = record.responses[0]
@@ -137,12 +137,12 @@ def test_a_used_run_folder_is_not_written_into(tmp_path, capsys):
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch):
-    import appo.cli.demo
+    import appo.experiments.demo
 
     def broken(*args):
         raise AssertionError("ours")
 
-    monkeypatch.setattr(appo.cli.demo, "run_demo", broken)
+    monkeypatch.setattr(appo.experiments.demo, "run_demo", broken)
     with pytest.raises(AssertionError, match="ours"):
         main(["demo"])
 

@@ -12,9 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from appo.cli.main import main
+from appo.reports.console import print_runs
 from appo.reports.run_folder import RunFolder
 from appo.reports.seen_run import see_run
-from appo.reports.terminal import print_runs
 from appo.video.frame_sampling import SampledVideo
 from appo.video.thumbnails import TILE, WIDEST, filmstrip
 from appo.world import generate

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoProcessor
 
-from appo.cli.data_check import run_check
+from appo.cli.data import run_check
 from appo.cli.main import main
 from appo.data import validation as checking
 from appo.data.relocating import find_fix
@@ -281,7 +281,8 @@ def test_a_walk_that_is_left_leaves_no_process(tmp_path):
 
 
 PROGRAM = """
-import sys, stand_ins
+import sys
+from tests.support import stand_ins
 from appo.data import validation as checking
 from appo.cli.main import main
 from appo.video.frame_cache import FrameCache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appo.cli import evaluate as evaluating
+from appo.evaluation import evaluate as evaluating
 from appo.evaluation import scorecard
 from appo.evaluation.predictions import EvaluationFolder
 from tests.support.data_fixtures import CASES, Case, clip, nextgqa

@@ -14,9 +14,9 @@ from appo.evaluation import inference as evaluate
 from appo.evaluation.inference import Asking, Prediction, accuracy, answer, predict
 from appo.evaluation.inspection import inspect_question
 from appo.evaluation.predictions import batches
-from appo.reports.console import accuracy_table, write_picture
+from appo.experiments.demo import accuracy_table, write_picture
+from appo.reports.console import print_group
 from appo.reports.run_folder import RolloutRecord
-from appo.reports.terminal import print_group
 from appo.video.reader import FrameSampling
 from appo.world import build_policy
 from tests.support.runs import clips

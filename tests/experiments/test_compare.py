@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from appo.cli.demo import prompts_a_step
 from appo.cli.main import main
 from appo.evaluation.inference import predict
 from appo.experiments.compare import cells
 from appo.experiments.compare.compare import Comparison, compare, open_folder, run_one, start_process
 from appo.experiments.compare.held_out import encoded, sampled
 from appo.experiments.compare.methods import OURS, variant_of
+from appo.experiments.demo import prompts_a_step
 from appo.reports.jsonl import RecordError
 from appo.world import generate, load_policy
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from appo.cli.demo import DemoSettings, RewardsMustVary, run_demo
 from appo.evaluation.inference import Prediction, accuracy
+from appo.experiments.demo import DemoSettings, RewardsMustVary, run_demo
 from appo.reports.run_folder import RunFolder
 
 

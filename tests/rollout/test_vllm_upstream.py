@@ -211,7 +211,7 @@ def test_a_server_that_cannot_take_the_positions_of_training_is_refused():
     session = Session(500)
     client = VideoClient(SimpleNamespace(session=session, base_url="http://there"), "model")
     with pytest.raises(
-        EngineMismatchError, match=r"http://there .* --worker-extension-cls appo\.vllm_server\.TrainingW"
+        EngineMismatchError, match=r"http://there .* --worker-extension-cls appo\.rollout\.vllm\.server\.TrainingW"
     ):
         client.image_features([None, [EnginePrompt([1], [1], [("frames", {})], [])]])
     assert session.asked == [("http://there/collective_rpc", {"method": "use_training_positions"})]

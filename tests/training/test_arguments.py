@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from appo.cli.train import set_pixels, subset
 from appo.rollout.generation import encode_prompt
 from appo.training.arguments import TrainScript, parse
+from appo.training.run import set_pixels, subset
 from appo.video.reader import read_video
 from appo.world import load_policy
 from appo.world.measure import SAMPLING

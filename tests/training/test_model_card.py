@@ -11,9 +11,9 @@ import yaml
 from peft import LoraConfig
 
 from appo import APPOConfig, APPOTrainer
-from appo.cli.train import save_policy
 from appo.reports.run_folder import RunFolder
 from appo.training.atomic_checkpoint import problem
+from appo.training.run import save_policy
 from appo.training.sft import make_sft_trainer
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, make_trainer, rows_of

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from appo import APPOConfig
-from appo.cli import train as training_module
 from appo.cli.main import main
+from appo.training import run as training_module
 from appo.training.out_of_memory import TooLittleMemoryError, named_memory_errors, remedies
 from tests.support.runs import FAST
 

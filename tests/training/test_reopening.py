@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from appo.cli.main import main
-from appo.cli.train import train
 from appo.reports.run_folder import CONFIG, RunFolder
 from appo.training.arguments import parse
 from appo.training.reopening import Found, taken_back
+from appo.training.run import train
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
 FAST = ["--clips", "4", "--max_steps", "1", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
@@ -49,7 +49,7 @@ def test_nothing_is_written_until_the_trainer_is_built(tmp_path, monkeypatch):
         assert not output.exists()
         raise SystemExit(9)
 
-    monkeypatch.setattr("appo.cli.train.make_trainer", killed)
+    monkeypatch.setattr("appo.training.run.make_trainer", killed)
     with pytest.raises(SystemExit):
         train(*parse(["--config", RECIPE, "--output_dir", str(output), *FAST]), Console(quiet=True))
     assert not output.exists()

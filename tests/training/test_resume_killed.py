@@ -22,7 +22,7 @@ def command(folder: Path, world: Path) -> list[str]:
         "config": ROOT / "recipes" / "spotlight.yaml", "output_dir": folder, "annotations": world, "max_steps": STEPS,
         "num_generations": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
         "max_completion_length": 8, "num_iterations": 2, "save_strategy": "steps", "save_steps": 1,
-        "rewards": "runs:accuracy_reward", "accuracy_reward": "accuracy_reward", "overlong_cache": 0,
+        "rewards": "tests.support.runs:accuracy_reward", "accuracy_reward": "accuracy_reward", "overlong_cache": 0,
         "resume_from_checkpoint": "true",
     }  # fmt: skip
     return [

@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "annotations.jsonl"
 
 
-def train(folder: Path, world: Path, *flags: str, reward: str = "runs:accuracy_reward") -> int:
+def train(folder: Path, world: Path, *flags: str, reward: str = "tests.support.runs:accuracy_reward") -> int:
     """`appo train` in this process; its exit code."""
     where = ["--output_dir", str(folder), "--annotations", str(world), "--rewards", reward]
     return main(["train", "--config", str(RECIPE), *where, "--accuracy_reward", reward.split(":")[1], *SHORT, *flags])
@@ -44,7 +44,7 @@ def test_sigterm_ends_the_step_and_writes_a_checkpoint_that_goes_on_exactly(
     tmp_path: Path, world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    assert train(run, world, reward="resume_cases:stop_in_second_rollout") == 143
+    assert train(run, world, reward="tests.training.resume_cases:stop_in_second_rollout") == 143
     said = capfd.readouterr().err.strip().splitlines()
     assert said[-2] == "appo: stopping after this step, with a checkpoint; once more stops at once"
     assert said[-1] == (
@@ -54,7 +54,7 @@ def test_sigterm_ends_the_step_and_writes_a_checkpoint_that_goes_on_exactly(
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"], "though save_strategy is no"
     assert not (run / "policy").exists()
     resumed = ["--resume_from_checkpoint", "true"]
-    assert train(run, world, *resumed, reward="resume_cases:stop_in_second_rollout") == 0
+    assert train(run, world, *resumed, reward="tests.training.resume_cases:stop_in_second_rollout") == 0
     assert "going on from" in " ".join(capfd.readouterr().out.split())
     assert train(whole, world) == 0
     renamed = [
@@ -74,7 +74,7 @@ def test_a_second_ctrl_c_stops_at_once(
 ) -> None:
     """Also where ctrl-C was ignored before the run, as in jobs of a script's background: it says that it would."""
     signal.signal(signal.SIGINT, before)
-    assert train(tmp_path / "run", world, reward="resume_cases:interrupt_twice") == 130
+    assert train(tmp_path / "run", world, reward="tests.training.resume_cases:interrupt_twice") == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert capfd.readouterr().err.strip().splitlines()[-1] == "appo: interrupted"
     assert last_complete(tmp_path / "run").path is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from appo import APPOConfig
-from appo.cli import setting_names
-from appo.cli.setting_names import meant, setting_flags
+from appo.training import setting_names
 from appo.training.arguments import OneLineParser, TrainScript
+from appo.training.setting_names import meant, setting_flags
 
 
 def test_the_flags_read_from_source_are_those_of_the_parser():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from appo.cli import setting_names
 from appo.cli.main import main
-from appo.cli.start_checks import check_start
+from appo.training import setting_names
+from appo.training.start_checks import check_start
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
 FILES = {

@@ -7,8 +7,15 @@ from pathlib import Path
 
 from appo.cli.argument_types import positive
 
+HELP = "train several methods with several seeds and put them side by side"
+EXAMPLE = (
+    "example:\n  appo compare --methods grpo,dapo,appo --seeds 8 --output runs/compare --workers 2\n\n"
+    "Each method with each seed is trained on the embedded world and evaluated: one cell, one process. The\n"
+    "same command goes on with what an interrupted one left. Methods and what is measured: docs/results.md."
+)
 
-def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What can be said on the command line; defaults are those of the reported comparison."""
     flags = parser.add_argument
     flags("--methods", default="grpo,dapo,appo", help="names, comma between; NAME+setting=value changes a setting "
@@ -23,7 +30,7 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     flags("--only", metavar="SEED-METHOD", help="run this cell here and nothing else")
 
 
-def run_compare(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Do what the flags say; returns the exit code.
 
     Raises:

@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appo.models.names import checkpoint_of
+from appo.reports.run_folder import PAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from appo.reports.seen_run import SeenRun
 
-PAGE = "spotlight.html"
+HELP = "a page that shows where the winners looked"
+EXAMPLE = (
+    "example:\n  appo spotlight runs/demo\n  appo spotlight runs/appo runs/dapo --output both.html\n"
+    "  appo spotlight runs/demo --text\n"
+    "  appo spotlight --model Qwen/Qwen2.5-VL-3B-Instruct --video kitchen.mp4 --question 'What is cut first?' \\\n"
+    "      --options 'an onion' 'a carrot' --answer A\n\n"
+    "One self-contained page, its data beside it as .json. What it shows: docs/spotlight.md."
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `appo spotlight`; those left out are left to :class:`appo.cli.inspect.Asked`."""
+    """The flags of `appo spotlight`; those left out are left to :class:`appo.evaluation.inspection.Asked`."""
     flags = parser.add_argument
     flags("runs", nargs="*", type=Path, metavar="RUN", help="run folders, shown over each other")
     flags("--output", type=Path, help="page to write, .html (default: RUN/spotlight.html, else spotlight-TIME.html)")
@@ -40,6 +48,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--trust-remote-code", action="store_true", help="run code that a checkpoint brings")
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page or print the groups; returns the exit code. Raises what `spotlight` does."""
+    from rich.console import Console
+
+    console = Console()
+    if page := spotlight(arguments, console):
+        console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
 def spotlight(arguments: argparse.Namespace, console: Console) -> Path | None:
     """Do what the flags say; returns the page written, None with ``--text``.
 
@@ -49,7 +67,7 @@ def spotlight(arguments: argparse.Namespace, console: Console) -> Path | None:
     given = _check(arguments)
     runs = [_inspected(given)] if arguments.model else _seen(arguments.runs)
     if arguments.text:
-        from appo.reports.terminal import print_runs
+        from appo.reports.console import print_runs
 
         print_runs(console, runs)
         return None
@@ -83,7 +101,7 @@ def _check(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _inspected(given: dict[str, object]) -> SeenRun:
-    from appo.cli.inspect import Asked, inspect_video
+    from appo.evaluation.inspection import Asked, inspect_video
 
     if "options" in given:
         given["options"] = tuple(given["options"])  # type: ignore[arg-type]

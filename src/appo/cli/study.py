@@ -9,8 +9,9 @@ from typing import Any
 
 from appo.cli.argument_types import amount, count, positive
 
+HELP = "perceivers describe, reasoners answer from the description: which of the two moves the score"
 LIMITS = ("requests_per_minute", "at_once", "retries", "timeout")
-STUDY_EXAMPLE = (
+EXAMPLE = (
     "example:\n"
     "  appo study --perceiver truth@0.4 --perceiver truth --reasoner weak=rules:colour,shape --reasoner rules \\\n"
     "      --output runs/study\n"
@@ -23,7 +24,7 @@ STUDY_EXAMPLE = (
 )
 
 
-def add_study_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What can be said on the command line; what is left out is left to `StudySettings`."""
     flags, more = parser.add_argument, _repeated()
     flags(
@@ -66,7 +67,7 @@ def _repeated() -> dict[str, Any]:
     return {"action": "append", "default": []}
 
 
-def run_study(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Do what the flags say; returns the exit code, 2 where anything is missing.
 
     Raises:

@@ -1,178 +1,50 @@
-"""`appo train`: a configuration (YAML, flags, or both) becomes a run folder with a trained policy in it."""
+"""`appo train`: its flags, and what it calls. All other flags are fields of its settings."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any
+import argparse
+from collections.abc import Sequence
 
-from datasets import Dataset
-from rich.console import Console
-from transformers import PrinterCallback
-
-from appo.cli.start_checks import check_data
-from appo.data import asked_format, load, rows_of
-from appo.models.loading import load_model
-from appo.models.lora import adapter_config, loading_settings
-from appo.models.names import SPOTLIGHT, checkpoint_of
-from appo.reports.console import TrainingBar
-from appo.reports.run_folder import RunFolder
-from appo.rewards.functions import PAPER_REWARDS, reward_functions
-from appo.training.arguments import TrainScript
-from appo.training.atomic_checkpoint import whole_folder
-from appo.training.config import APPOConfig
-from appo.training.out_of_memory import named_memory_errors
-from appo.training.processes import is_main, on_main
-from appo.training.reopening import CLIPS, Found, begin_run, find_run, taken_back
-from appo.training.rollout_logger import Recorder
-from appo.training.sft import VideoSFTTrainer, make_sft_trainer
-from appo.training.stopping import StopOnSignal
-from appo.training.trainer import APPOTrainer
-from appo.training.trainer_state import WholeCheckpoints
-from appo.world import generate, planned
+HELP = "train from a configuration"
+EXAMPLE = (
+    "example:\n  appo train --config recipes/spotlight.yaml --max_steps 10 --output_dir runs/short\n"
+    "  appo train --config recipes/nextgqa-7b.yaml --tiny --output_dir runs/dry\n"
+    "  appo train --config recipes/spotlight.yaml --resume_from_checkpoint true\n\n"
+    "resume_from_checkpoint: true goes on with output_dir's run from its last complete checkpoint, exactly, and\n"
+    "begins it if there is none; a path names a checkpoint. Ctrl-C and SIGTERM write one (docs/reliability.md).\n"
+    "Every field of appo.APPOConfig (which has all of TRL's GRPOConfig) and of its TrainScript is a\n"
+    "setting of the file and a flag; a flag wins over the file."
+)
 
 
-def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
-    """Train, recording everything; returns the run folder, which holds the trained policy in ``policy/``.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that are no settings."""
+    parser.add_argument("--config", help="YAML file of settings")
+    parser.add_argument("--tiny", action="store_true", help="dry run: two steps of the tiny policy on generated clips")
+
+
+def run(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    """Train; returns the exit code.
+
+    Args:
+        arguments: the flags above.
+        settings: what else stands on the command line.
 
     Raises:
-        ValueError, appo.video.reader.VideoError, appo.training.vision_check.BlindPolicyError: one line each.
-        appo.training.stopping.Interrupted: by ctrl-C or SIGTERM; there is a checkpoint.
+        ValueError, OSError: as :func:`appo.training.start_checks.check_start` and :func:`appo.training.run.train` do.
     """
-    peft_config = adapter_config(script)
-    settings = {"script": asdict(script), "training": config.to_dict()}
-    found = on_main(partial(find_run, config, settings))
-    config.resume_from_checkpoint = found.checkpoint and str(found.checkpoint)
-    console.quiet = console.quiet or not is_main()
-    for note in found.notes:
-        console.print(note, highlight=False, soft_wrap=True)
-    with taken_back(found):
-        trainer = _trainer(script, config, found.folder, peft_config)
-        on_main(partial(_begin, found, settings, script, config.seed))
-        with StopOnSignal() as stop:
-            trainer.add_callback(stop)
-            fit(trainer, console)
-    stop.raise_if_stopped(trainer)
-    save_policy(trainer, found.folder.path / "policy")
-    return found.folder.path
+    from rich.console import Console
 
+    from appo.training.start_checks import check_start
 
-def _trainer(
-    script: TrainScript, config: APPOConfig, folder: RunFolder, peft_config: Any
-) -> APPOTrainer | VideoSFTTrainer:
-    """All that the settings name, checked and loaded; nothing is written."""
-    rows = _rows(script, "" if script.model == SPOTLIGHT else None, folder, config.seed)
-    model, processor = load_model(
-        checkpoint_of(script.model),
-        trust_remote_code=config.trust_remote_code,
-        **loading_settings(script),
-        **(config.model_init_kwargs or {}),
-    )
-    set_pixels(processor, script)
-    if config.method == "sft":
-        return make_sft_trainer(
-            model, processor, rows, config, folder, reasoning=script.sft_reasoning, peft_config=peft_config
-        )
-    return make_trainer(model, processor, rows, config, folder, script.rewards, peft_config)
+    if arguments.config is None and not settings:
+        raise ValueError("give a configuration: appo train --config recipes/spotlight.yaml")
+    check_start(settings, arguments.config, tiny=arguments.tiny)
+    from appo.training.arguments import parse
+    from appo.training.run import train
 
-
-def _begin(found: Found, settings: Mapping[str, Any], script: TrainScript, seed: int) -> None:
-    """The first that is written: the run's settings, and the clips of the embedded world."""
-    begin_run(found, settings)
-    if script.annotations is None:
-        generate(found.folder.path / CLIPS, script.level, script.clips, seed)
-
-
-def _rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
-    """The rows that the settings name, or questions about clips of the embedded world that `_begin` generates."""
-    instruction = instruction if script.instruction is None else script.instruction
-    return subset(_all_rows(script, instruction, folder, seed), script.limit, script.limit_seed)
-
-
-def _all_rows(script: TrainScript, instruction: str | None, folder: RunFolder, seed: int) -> Dataset:
-    check_data(asdict(script))
-    if script.annotations is not None:
-        where = (script.annotations, script.videos, script.split)
-        return load(script.dataset, *where, response_format=script.response_format, instruction=instruction)
-    clips = planned(folder.path / CLIPS, script.level, script.clips, seed)
-    return rows_of(clips, instruction, asked_format(script.dataset, script.response_format))
-
-
-def subset(rows: Dataset, limit: int | None, seed: int) -> Dataset:
-    """`limit` rows drawn without replacement, in the order of the file; all of them if it is None.
-
-    Raises:
-        ValueError: there are not as many, or it asks for none.
-    """
-    if limit is None:
-        return rows
-    if not 1 <= limit <= len(rows):
-        raise ValueError(f"limit is {limit}, but there are {len(rows)} rows: choose from 1 to {len(rows)}")
-    return rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
-
-
-def set_pixels(processor: Any, script: TrainScript) -> None:
-    """Have the processor scale frames and pictures as the settings say; it is saved with the policy, and does so there.
-
-    Raises:
-        ValueError: the fewest pixels are more than the most.
-    """
-    video, image = processor.video_processor, processor.image_processor
-    _set_size(video, script.video_min_pixels, script.video_max_pixels, "video")
-    _set_size(image, None, script.image_max_pixels, "image")
-
-
-def _set_size(processor: Any, least: int | None, most: int | None, name: str) -> None:
-    if least is None and most is None:
-        return
-    least = processor.size["shortest_edge"] if least is None else least
-    most = processor.size["longest_edge"] if most is None else most
-    if least > most:
-        raise ValueError(f"{name}_max_pixels ({most}) is less than {name}_min_pixels ({least}): set both")
-    processor.size = type(processor.size)(shortest_edge=least, longest_edge=most)
-
-
-def make_trainer(
-    model: Any,
-    processor: Any,
-    rows: Dataset,
-    config: APPOConfig,
-    folder: RunFolder,
-    rewards: Sequence[str] = tuple(PAPER_REWARDS),
-    peft_config: Any = None,
-) -> APPOTrainer:
-    """A trainer with these rewards (the paper's two, with its weights, unless told otherwise) that records its run."""
-    functions = reward_functions(rewards)
-    if config.reward_weights is None and list(rewards) == list(PAPER_REWARDS):
-        config.reward_weights = list(PAPER_REWARDS.values())
-    trainer = APPOTrainer(
-        model, functions, config, train_dataset=rows, processing_class=processor, peft_config=peft_config
-    )
-    trainer.remove_callback(PrinterCallback)
-    Recorder(folder, trainer)
-    return trainer
-
-
-def save_policy(trainer: WholeCheckpoints, folder: Path) -> None:
-    """Write the trained policy and its processor: a folder that is complete or absent.
-
-    Raises:
-        appo.training.atomic_checkpoint.CheckpointError: it cannot be written.
-    """
-    meet = trainer.accelerator.wait_for_everyone
-    with whole_folder(folder, leads=trainer.args.should_save, meet=meet) as written:
-        trainer.save_model(str(written))
-
-
-def fit(trainer: APPOTrainer | VideoSFTTrainer, console: Console) -> None:
-    """Train under a progress bar, which is taken down however training ends."""
-    bar = TrainingBar(console)
-    trainer.add_callback(bar)
-    try:
-        with named_memory_errors(trainer.args):
-            trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    finally:
-        bar.close()
+    config = [] if arguments.config is None else ["--config", arguments.config]
+    console = Console()
+    folder = train(*parse([*config, *settings], tiny=arguments.tiny), console)
+    console.print(f"run folder: {folder}", highlight=False)
+    return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from appo.models.mrope import use_pretrained_positions
@@ -44,6 +45,8 @@ def load_model(
     """
     source = source_of(source)
     _assert_safetensors(source)
+    if not sys.stderr.isatty():  # bars are for terminals: in a log they bury the line that says what is wrong
+        logging.disable_progress_bar()
     settings = {"trust_remote_code": trust_remote_code}
     kwargs = {"use_safetensors": True, **kwargs}
     if find_adapter_config_file(source) is None:

@@ -1,102 +1,107 @@
-"""What a run shows in the terminal: a progress bar, a table of accuracies, and all of it as a picture."""
+"""The spotlight in a terminal: a group's frames, who looked where, and its words by their weight, in colour."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
 
-from appo.evaluation.inference import Accuracy
-from appo.files import atomic_write
-from appo.reports.group_view import Reading
+from appo.reports.group_view import Reading, group_view
+from appo.reports.page import page_data
 from appo.reports.run_folder import RolloutRecord
-from appo.reports.terminal import print_group
+from appo.reports.seen_run import SeenRun
 
-PICTURE_WIDTH = 120
-
-# name in TRL's logs -> name on screen
-SHOWN = {
-    "resampling/first_round_reward": "reward",
-    "rewards/accuracy_reward/mean": "accuracy",
-    "mean_token_accuracy": "token accuracy",
-    "entropy": "entropy",
-    "appo/mean_weight": "weight",
-    "step_time": "s/step",
-}
+TELLING = 3  # groups printed of each run
+MOST_TOKENS = 400  # of a response in a terminal
+# Upper bounds of brightness and their colours, from the dark of the page's stage to its light.
+_LIGHTS = ((8, "#1e1a14"), (25, "#4c2f14"), (45, "#7e4b18"), (65, "#ac681c"), (85, "#f6b73c"), (100, "#fff4d6"))
+_SIGNS = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}
 
 
-class TrainingBar(TrainerCallback):
-    """A progress bar with the numbers that say whether training works; plain lines where there is no terminal."""
-
-    def __init__(self, console: Console, lines_every: int = 5) -> None:
-        self._console, self._lines_every = console, lines_every
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar."""
-        self._task = self._progress.add_task("training", total=state.max_steps, numbers="")
-        self._progress.start()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
-        """Show the numbers of the latest step."""
-        if not logs or "loss" not in logs:
-            return
-        numbers = "  ".join(
-            f"{name} {float(logs[key]):.2f}" for key, name in SHOWN.items() if logs.get(key) is not None
-        )
-        self._progress.update(self._task, completed=state.global_step, numbers=numbers)
-        last = state.global_step == state.max_steps
-        if not self._console.is_terminal and (state.global_step % self._lines_every == 0 or last):
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
-
-    def close(self) -> None:
-        """Leave the bar as it is on screen and give the cursor back."""
-        self._progress.stop()
+def print_runs(console: Console, runs: Sequence[SeenRun]) -> None:
+    """The most telling groups of each run, each question at the last step it was asked; and what is missing."""
+    data = page_data(runs)
+    for number, run in enumerate(data["runs"]):
+        for note in run["notes"]:
+            console.print(Text(f"{run['name']}: {note}", style="yellow"))
+        latest = {group["key"]: group for group in data["groups"] if group["run"] == number}
+        for group in sorted(latest.values(), key=lambda one: -one["interest"])[:TELLING]:
+            print_view(console, f"{run['name']}, step {group['step']}{_badge(group)}", group)
 
 
-def write_picture(
-    path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table, reading: Reading | None = None
-) -> None:
-    """Groups and table as an SVG picture of the terminal, to look at later or to show around."""
-    console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, force_terminal=True)
-    for title, record in groups:
-        print_group(console, title, record, reading)
-    console.print(table)
-    svg = console.export_svg(title="appo demo")
-    # The picture must not fetch fonts: viewers use their own monospaced one.
-    atomic_write(path, re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))
+def print_group(console: Console, title: str, record: RolloutRecord, reading: Reading | None = None) -> None:
+    """A recorded group: its question, frames and heat map, a winner and a loser with weighted tokens lit."""
+    print_view(console, title, group_view(record, reading or Reading()))
 
 
-def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:
-    """Accuracy of each level before and after training, with 95 % Wilson intervals."""
-    table = Table(title="greedy accuracy on held-out questions")
-    for name in ("level", "questions", "before", "after", "gain", "format before", "format after"):
-        table.add_column(name, justify="left" if name == "level" else "right")
-    for level, old in before.items():
-        new = after[level]
-        gain = Text(f"{100 * (new.mean - old.mean):+.1f}", style="bold green" if new.mean > old.mean else "bold red")
-        formats = [f"{100 * result.parsed:.0f} %" for result in (old, new)]
-        table.add_row(level, str(new.questions), _interval(old), _interval(new), gain, *formats)
-    return table
+def print_view(console: Console, title: str, group: Mapping[str, Any]) -> None:
+    """A group as :func:`appo.reports.group_view.group_view` has it."""
+    console.rule(Text(title, style="bold"))
+    gold = ("   answer  ", (group["answer"], "bold green")) if group["answer"] else ()
+    console.print(Text.assemble("question  ", (group["question"], "bold"), *gold))
+    console.print(Text.assemble("video     ", group["video"]))
+    if group["times"]:
+        console.print(_frame_line(group))
+        for view in group["responses"]:
+            console.print(_heat_line(view))
+        console.print(_crucial_line(group))
+    if group["judged"]:
+        console.print(f"answers   {group['right']} of {group['judged']} right", highlight=False)
+    for name, style, right in (("winner", "green", True), ("loser", "red", False), ("response", "", None)):
+        found = next((view for view in group["responses"] if view["right"] is right), None)
+        if found:
+            console.print(Text.assemble((f"{name:<10}", style), _weighted_text(found)))
 
 
-def _interval(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.mean:.1f} % ({100 * accuracy.low:.0f}-{100 * accuracy.high:.0f})"
+def _badge(group: Mapping[str, Any]) -> str:
+    return ": won over" if group["won"] else ": lost" if group["lost"] else ""
+
+
+def _frame_line(group: Mapping[str, Any]) -> Text:
+    """The frames by their seconds: crucial ones lit, those that truly show the answer in brackets."""
+    line = Text("frames    ")
+    for frame, time in enumerate(group["times"]):
+        name = f"{frame + 1}" if time is None else f"{time:.1f}s"
+        mark = f"[{name}]" if frame in (group["event"] or ()) else f" {name} "
+        line.append(f"{mark:^7}", style="black on yellow" if frame in group["crucial"] else "dim")
+        line.append(" ")
+    return line
+
+
+def _crucial_line(group: Mapping[str, Any]) -> Text:
+    times = group["times"]
+    names = (f"frame {frame + 1}" if times[frame] is None else f"{times[frame]:.1f}s" for frame in group["crucial"])
+    line = Text(f"crucial: {', '.join(names) or 'none'}", style="dim")
+    return line.append("; in brackets: where the answer is seen" if group["event"] else "")
+
+
+def _heat_line(view: Mapping[str, Any]) -> Text:
+    """How much a response looked at each frame, as blocks under the frames."""
+    sign, style = _SIGNS[view["right"]]
+    line = Text(f"{sign} {view['number']:<8}", style=style)
+    for heat in view["heat"]:
+        line.append("       " if heat is None else f"{heat:^7}", style=_light(heat))
+        line.append(" ")
+    return line
+
+
+def _light(heat: int | None) -> str:
+    if heat is None:
+        return ""
+    back = next(colour for bound, colour in _LIGHTS if heat <= bound)
+    return f"{'black' if heat > 45 else 'white'} on {back}"
+
+
+def _weighted_text(view: Mapping[str, Any]) -> Text:
+    """The tokens of a response, the brighter the larger their weight; perception tokens underlined."""
+    text = Text(view["text"])
+    chosen = set(view["chosen"])
+    for number, token in enumerate(view["tokens"][:MOST_TOKENS]):
+        level = view["weights"][number] - 100 if number < len(view["weights"]) else 0
+        style = "bold black on yellow" if level > 35 else "yellow" if level > 5 else ""
+        text.append(token, style=f"{style} underline" if number in chosen and style else style).append(view["gap"])
+    if len(view["tokens"]) > MOST_TOKENS:
+        text.append(f" … {len(view['tokens']) - MOST_TOKENS} more tokens", style="dim")
+    return text

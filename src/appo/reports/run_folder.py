@@ -44,6 +44,7 @@ from appo.reports.jsonl import (
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
 RESUMES = "resumes.jsonl"
 FAULTS = "faults.jsonl"
+PAGE = "spotlight.html"  # where `appo spotlight RUN` writes
 ROLLOUT_DIGITS = 6  # significant digits of the numbers in rollouts.jsonl («ours»: a third of the size)
 PACKAGES = ("appo", "torch", "transformers", "trl", "accelerate", "av")
 

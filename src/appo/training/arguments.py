@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 from trl import TrlParser
 
-from appo.cli.dry_run import REPLACED, shrunk
 from appo.data import OFFICIAL_FORMATS
 from appo.models.lora import AdapterSettings
 from appo.models.names import SPOTLIGHT
 from appo.rewards.functions import PAPER_REWARDS
 from appo.training.config import APPOConfig
+from appo.training.dry_run import REPLACED, shrunk
 
 
 @dataclass

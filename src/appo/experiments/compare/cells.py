@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from appo.cli.demo import DemoSettings, demo_config
 from appo.data import rows_of
 from appo.experiments.compare.controls import Control, World
 from appo.experiments.compare.descriptions import described_rightly
 from appo.experiments.compare.held_out import HeldOut, encoded, sampled
 from appo.experiments.compare.methods import Variant, variant_of
 from appo.experiments.compare.perceiving import averaged, group_perception, perceive
+from appo.experiments.demo import DemoSettings, demo_config
 from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at
 from appo.reports.run_folder import RunFolder

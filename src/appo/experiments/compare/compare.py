@@ -22,13 +22,13 @@ from typing import Any
 
 from rich.console import Console
 
-from appo.cli.demo import prompts_a_step
 from appo.experiments.compare.ablations import ablation_curves, ablations, points_over_dapo
 from appo.experiments.compare.cells import Conditions, config_of, mean_weight, run_cell, setting_of
 from appo.experiments.compare.methods import in_order, variant_of, variants_of
 from appo.experiments.compare.plots import learning_curves
 from appo.experiments.compare.summaries import Cells, share, summary
 from appo.experiments.compare.tables import markdown
+from appo.experiments.demo import prompts_a_step
 from appo.files import atomic_write
 from appo.models.loading import fingerprint
 from appo.reports.jsonl import RecordError

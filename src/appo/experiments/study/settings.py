@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from appo.cli.evaluate import SPOTLIGHT, EvalSettings, questions_of
+from appo.evaluation.evaluate import EvalSettings, questions_of
 from appo.evaluation.predictions import CLIPS
 from appo.experiments.study.describing import Looking
 from appo.experiments.study.endpoints import Calling
 from appo.experiments.study.members import TRUTH, Perceiver, Reasoner, each_once, identity
 from appo.experiments.study.words import DESCRIPTION_VERSION, REASONING_VERSION
 from appo.models.loading import usual_dtype
-from appo.models.names import checkpoint_of
+from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.rewards.templates import PROMPT_VERSION
 from appo.types import VideoQA
 from appo.video.reader import FrameSampling

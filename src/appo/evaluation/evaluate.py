@@ -18,7 +18,7 @@ from appo.evaluation.scoreboard import Progressing
 from appo.evaluation.scorecard import score
 from appo.evaluation.scores import response_format
 from appo.models.loading import fingerprint, load_model, usual_dtype, usual_place
-from appo.models.names import checkpoint_of
+from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.rewards.templates import INSTRUCTIONS, PROMPT_VERSION
 from appo.types import VideoQA
 from appo.video.frame_cache import cache_in
@@ -28,7 +28,6 @@ from appo.world.dataset import ANNOTATIONS, HELD_OUT_SEED
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING
 from appo.world.world import LEVELS
 
-SPOTLIGHT = "spotlight"
 CLIPS_A_LEVEL = 200  # of the embedded world, where no annotations are given
 LONGEST_RESPONSE = 1024
 NAMED_ERRORS = 5

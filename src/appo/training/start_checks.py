@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-from appo.cli.dry_run import REPLACED, shrunk
-from appo.cli.setting_names import meant, setting_flags
 from appo.data import asked_format, read_each
 from appo.data.files import exists, is_url
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.jsonl import check_unused
 from appo.rewards.functions import PAPER_REWARDS, reward_functions
 from appo.training.atomic_checkpoint import LAST, resumable
+from appo.training.dry_run import REPLACED, shrunk
+from appo.training.setting_names import meant, setting_flags
 from appo.training.setting_rules import check_texts
 from appo.world.world import dials_of
 

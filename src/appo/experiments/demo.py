@@ -1,0 +1,309 @@
+"""`appo demo`: the whole method on the embedded world in a few minutes on a laptop, nothing downloaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+from appo.data import rows_of
+from appo.evaluation.inference import Accuracy, Prediction, accuracy, predict
+from appo.evaluation.inspection import inspect_question
+from appo.files import atomic_write
+from appo.reports.console import print_group
+from appo.reports.group_view import Reading
+from appo.reports.page import write_page
+from appo.reports.run_folder import PAGE, RolloutRecord, RunFolder
+from appo.reports.seen_run import see_run
+from appo.rollout.generation import evaluation_mode
+from appo.training.config import APPOConfig
+from appo.training.run import fit, make_trainer
+from appo.types import VideoQA
+from appo.world import generate, load_policy
+from appo.world.dataset import HELD_OUT_SEED
+from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
+from appo.world.world import LEVELS
+
+# A film of training: a few held-out questions that the untrained policy gets wrong, asked again every few steps.
+FILMED_QUESTIONS, FILM_EVERY = 4, 5
+PICTURE_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo's flags set: method, optimiser steps, seed, run folder, held-out questions a level."""
+
+    output: Path
+    method: str = "appo"
+    steps: int = 30
+    seed: int = 0
+    questions: int = 200
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Accuracy by level before and after, and the two groups shown."""
+
+    before: dict[str, Accuracy]
+    after: dict[str, Accuracy]
+    groups: list[RolloutRecord]
+
+
+def demo_config(settings: DemoSettings, **changes: Any) -> APPOConfig:
+    """The paper's settings, scaled to responses of 50 instead of 384 tokens and to a policy of a million parameters.
+
+    Args:
+        settings: of the demo.
+        changes: of :class:`APPOConfig`, where they are to differ.
+    """
+    usual: dict[str, Any] = {
+        "output_dir": str(settings.output),
+        "method": settings.method,
+        "seed": settings.seed,
+        "max_steps": settings.steps,
+        "num_generations": 8,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 4,
+        "max_completion_length": MAX_NEW_TOKENS,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        **WORLD_WEIGHTS,
+        "video_fps": SAMPLING.fps,
+        "video_max_frames": SAMPLING.max_frames,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return APPOConfig(**{**usual, **changes})
+
+
+def prompts_a_step(config: APPOConfig) -> int:
+    """How many groups an optimiser step is made of."""
+    return int(config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations)
+
+
+def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
+    """Generate clips, evaluate, train, evaluate again, write the run folder, show what was learned.
+
+    Raises:
+        ValueError: the first step's rewards were all equal, so there is nothing to learn from.
+        appo.reports.run_folder.RecordError: the output folder cannot be used.
+    """
+    config = demo_config(settings)
+    folder = RunFolder.create(settings.output, {"demo": asdict(settings), "training": config.to_dict()})
+    train_questions, held_out = _clips(settings, config, console)
+    model, processor = load_policy()
+    before = _evaluate(model, processor, held_out, "before training", console)
+    trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
+    trainer.add_callback(RewardsMustVary())
+    inspect = Inspector(processor, config, folder)
+    trainer.add_callback(Filming([q for q, old in _pairs(held_out["L1"], before["L1"]) if not old.right], inspect))
+    fit(trainer, console)
+    trainer.save_model(str(folder.path / "policy"))
+    after = _evaluate(model, processor, held_out, "after training", console)
+    inspect_now = partial(inspect, model, step=config.max_steps)
+    groups = _telling_groups(inspect_now, held_out["L1"], before["L1"], after["L1"])
+    result = DemoResult(_by_level(before), _by_level(after), [record for _, record in groups])
+    _write_evaluation(folder, result, before, after)
+    _show(result, groups, folder, console)
+    return result
+
+
+def _clips(
+    settings: DemoSettings, config: APPOConfig, console: Console
+) -> tuple[list[VideoQA], dict[str, list[VideoQA]]]:
+    """Fresh training clips of level L1 (twice what the sampler needs, for dynamic sampling) and held-out ones."""
+    count = max(1, 2 * settings.steps * prompts_a_step(config))
+    with console.status(f"writing {count + len(LEVELS) * settings.questions} clips (mp4, H.264)"):
+        train = generate(settings.output / "clips" / "train", "L1", count, settings.seed)
+        held_out = {
+            level: generate(settings.output / "clips" / level, level, settings.questions, HELD_OUT_SEED)
+            for level in LEVELS
+        }
+    return train, held_out
+
+
+def _evaluate(
+    model: Any, processor: Any, held_out: Mapping[str, Sequence[VideoQA]], when: str, console: Console
+) -> dict[str, list[Prediction]]:
+    predictions = {}
+    total = sum(len(questions) for questions in held_out.values())
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"evaluating {when}", total=total)
+        done = 0
+        for level, questions in held_out.items():
+            predictions[level] = predict(
+                model,
+                processor,
+                questions,
+                SAMPLING,
+                max_new_tokens=MAX_NEW_TOKENS,
+                instruction="",
+                on_progress=partial(_advance, progress, task, done),
+            )
+            done += len(questions)
+    return predictions
+
+
+def _advance(progress: Progress, task: TaskID, base: int, answered: int) -> None:
+    progress.update(task, completed=base + answered)
+
+
+def _by_level(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, Accuracy]:
+    return {level: accuracy(answers) for level, answers in predictions.items()}
+
+
+class RewardsMustVary(TrainerCallback):
+    """Ends a run at its first step if all rewards are equal: every advantage is 0, and nothing would be learned."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Raise ValueError at the first step whose rewards do not vary."""
+        if logs and state.global_step == 1 and logs.get("reward_std", 1.0) == 0:
+            raise ValueError("all rewards of the first step were equal, so nothing can be learned: try another --seed")
+
+
+class Filming(TrainerCallback):
+    """Records groups about the same questions before training, every few steps and after it; training is not touched.
+
+    Args:
+        questions: to choose from, in order.
+        inspect: ``(model, question, step=...)`` samples a group and records it.
+    """
+
+    def __init__(self, questions: Sequence[VideoQA], inspect: Callable[..., Any]) -> None:
+        self._questions, self._inspect = questions[:FILMED_QUESTIONS], inspect
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the untrained policy."""
+        self._record(state.global_step, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the policy every few steps and after the last one."""
+        if state.global_step % FILM_EVERY == 0 or state.global_step == state.max_steps:
+            self._record(state.global_step, kwargs["model"])
+
+    def _record(self, step: int, model: Any) -> None:
+        for question in self._questions:
+            self._inspect(model, question, step=step)
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Samples groups about held-out questions and records them; always with the same random numbers, and those of
+    training are left alone. A question asked twice at the same step is recorded once."""
+
+    processor: Any
+    config: APPOConfig
+    folder: RunFolder
+    records: dict[tuple[str, int], RolloutRecord] = field(default_factory=dict)
+
+    def __call__(self, model: Any, question: VideoQA, *, step: int) -> RolloutRecord:
+        """The group that the model, at this step of training, says about the question."""
+        if (question.id, step) not in self.records:
+            self.records[question.id, step] = record = self._inspect(model, question, step)
+            self.folder.append_rollout(record)
+        return self.records[question.id, step]
+
+    def _inspect(self, model: Any, question: VideoQA, step: int) -> RolloutRecord:
+        with evaluation_mode(model), torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return inspect_question(
+                model,
+                self.processor,
+                question,
+                SAMPLING,
+                max_new_tokens=MAX_NEW_TOKENS,
+                instruction="",
+                step=step,
+                keep_film=self.folder.keep_film,
+                **self.config.weight_settings,
+            )
+
+
+def _pairs(questions: Sequence[VideoQA], *predictions: Sequence[Prediction]) -> list[tuple[Any, ...]]:
+    return list(zip(questions, *predictions, strict=True))
+
+
+def _telling_groups(
+    inspect: Callable[[VideoQA], RolloutRecord],
+    questions: Sequence[VideoQA],
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+) -> list[tuple[str, RolloutRecord]]:
+    """A question that training won over and one that is lost, each with a fresh group of the trained policy."""
+    pairs = _pairs(questions, before, after)
+    won = [q for q, old, new in pairs if not old.right and new.right]
+    lost = [q for q, old, new in pairs if old.right and not new.right] or [q for q, _, new in pairs if not new.right]
+    chosen = [("won over: wrong before training, right after", won), ("lost: wrong after training", lost)]
+    return [(title, inspect(candidates[0])) for title, candidates in chosen if candidates]
+
+
+def _write_evaluation(
+    folder: RunFolder, result: DemoResult, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    data = {
+        when: {
+            level: {**asdict(summary), "predictions": [asdict(prediction) for prediction in predictions[level]]}
+            for level, summary in summaries.items()
+        }
+        for when, summaries, predictions in (("before", result.before, before), ("after", result.after, after))
+    }
+    atomic_write(folder.path / "evaluation.json", json.dumps(data, indent=1) + "\n")
+
+
+def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folder: RunFolder, console: Console) -> None:
+    groups = [(title, replace(record, video=Path(record.video).name)) for title, record in groups]
+    table = accuracy_table(result.before, result.after)
+    for title, record in groups:
+        print_group(console, title, record, Reading.of(folder.config["training"]))
+    console.print(table)
+    write_picture(folder.path / "summary.svg", groups, table, Reading.of(folder.config["training"]))
+    console.print(f"run folder: {folder.path} (metrics.jsonl, rollouts.jsonl, evaluation.json, summary.svg, policy/)")
+    page = write_page(folder.path / PAGE, [see_run(folder.path)])
+    console.print(f"open this page in a browser: {page}", style="bold", highlight=False, soft_wrap=True)
+
+
+def write_picture(
+    path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table, reading: Reading | None = None
+) -> None:
+    """Groups and table as an SVG picture of the terminal, to look at later or to show around."""
+    console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, force_terminal=True)
+    for title, record in groups:
+        print_group(console, title, record, reading)
+    console.print(table)
+    svg = console.export_svg(title="appo demo")
+    # The picture must not fetch fonts: viewers use their own monospaced one.
+    atomic_write(path, re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))
+
+
+def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:
+    """Accuracy of each level before and after training, with 95 % Wilson intervals."""
+    table = Table(title="greedy accuracy on held-out questions")
+    for name in ("level", "questions", "before", "after", "gain", "format before", "format after"):
+        table.add_column(name, justify="left" if name == "level" else "right")
+    for level, old in before.items():
+        new = after[level]
+        gain = Text(f"{100 * (new.mean - old.mean):+.1f}", style="bold green" if new.mean > old.mean else "bold red")
+        formats = [f"{100 * result.parsed:.0f} %" for result in (old, new)]
+        table.add_row(level, str(new.questions), _interval(old), _interval(new), gain, *formats)
+    return table
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.mean:.1f} % ({100 * accuracy.low:.0f}-{100 * accuracy.high:.0f})"
