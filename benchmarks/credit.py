@@ -47,10 +47,9 @@ from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at, score_group
 from appo.rewards.functions import score_answer
 from appo.rollout.generation import generate
-from appo.rollout.groups import Sample, ScoredGroup
 from appo.rollout.token_weights import Weigher
 from appo.training.config import APPOConfig
-from appo.types import GroupScores, VideoQA
+from appo.types import Group, GroupScores, Sample, VideoQA
 from appo.world import generate as generate_clips
 from appo.world import policy_path
 from appo.world.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
@@ -104,9 +103,9 @@ def usual_ways() -> list[str]:
 
 @dataclass
 class Asked:
-    """A group before it is weighed: its samples, its scores by number of captured layers."""
+    """A group before it is weighed, and its scores by number of captured layers."""
 
-    samples: list[Sample]
+    group: Group
     ids_G: list[Tensor]
     accuracy_G: Tensor
     scores: dict[int, GroupScores] = field(default_factory=dict)
@@ -135,12 +134,9 @@ def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int
         texts = processor.batch_decode(ids_G, skip_special_tokens=True)
         right_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
         row = {"event_frames": question.metadata["event_frames"]}
-        prompt_ids = prompt["input_ids"][0].tolist()
-        samples = [
-            Sample(row, prompt_ids, ids.tolist(), text, None, prompt, right[None])
-            for ids, text, right in zip(ids_G, texts, right_G, strict=True)
-        ]
-        made.append(Asked(samples, ids_G, right_G))
+        rated = zip(ids_G, texts, right_G, strict=True)
+        samples = [Sample(ids.tolist(), text, right[None]) for ids, text, right in rated]
+        made.append(Asked(Group(row, prompt, samples=samples), ids_G, right_G))
     return made
 
 
@@ -156,16 +152,15 @@ class Weighed:
         """For each way the (G, N) weights of each group, divided by their mean over the batch where it says so."""
         for asked in batch:
             for layers in sorted({LAYERS, *(way.layers for way in self.ways)}):
-                prompt = asked.samples[0].inputs
-                asked.scores[layers] = score_group(self._model, prompt, asked.ids_G, capture_layers=layers)
+                asked.scores[layers] = score_group(self._model, asked.group.prompt, asked.ids_G, capture_layers=layers)
         return [self._of(way, batch) for way in self.ways]
 
     def _of(self, way: Way, batch: Sequence[Asked]) -> list[Tensor]:
         masks = [asked.scores[LAYERS].mask_GN for asked in batch]
         if way.weigher is None:
             return [mask_GN.float() for mask_GN in masks]
-        groups = [ScoredGroup(asked.samples, (), asked.accuracy_G, asked.scores[way.layers], None) for asked in batch]
-        way.weigher.remember(groups, lambda own: own)
+        groups = [replace(asked.group, scores=asked.scores[way.layers]) for asked in batch]
+        way.weigher.remember(groups, lambda own: [own])
         made = [way.weigher(self._model, group).weights for group in groups]
         if way.variant.control is not None:
             world = World(way.weigher, lambda s: log_probs_at(self._model, s), self._tokenizer, self._generator)
@@ -183,7 +178,7 @@ def gradients(
     total_MP = torch.zeros(len(weights) + 1, sum(p.numel() for p in parameters))
     tokens = sum(int(asked.scores[LAYERS].mask_GN.sum()) for asked in batch)
     for q, asked in enumerate(batch):
-        log_probs_GN = score_group(model, asked.samples[0].inputs, asked.ids_G, capture_layers=0).log_probs_GN
+        log_probs_GN = score_group(model, asked.group.prompt, asked.ids_G, capture_layers=0).log_probs_GN
         G, right_G = len(asked.ids_G), asked.accuracy_G
         advantages_G = (right_G - right_G.mean()) / (right_G.std() + STD_EPSILON)
         unbiased_G = (right_G - right_G.mean()) * G / (G - 1)

@@ -145,8 +145,8 @@ def test_one_step_of_the_loop_is_one_step_of_the_trainer(
     trainer.train()
 
     by_path = {question.video: question for question in questions}
-    asked = [by_path[group.samples[0].row["prompt"][0]["content"][0]["video"]] for group in rollouts]
-    answers = [[torch.tensor(sample.completion_ids) for sample in group.samples] for group in rollouts]
+    asked = [by_path[group.row["prompt"][0]["content"][0]["video"]] for group in rollouts]
+    answers = [[torch.tensor(sample.ids) for sample in group.samples] for group in rollouts]
     policy, processor = build_policy()
     ours = Recorder(policy)
     monkeypatch.setattr(loop, "generate", lambda *args, **kwargs: answers)

@@ -1,7 +1,7 @@
 """The nouns of the project, in the order data flows through it.
 
 Shape suffixes: G responses of one group, N response tokens (padded), F frames as the language model sees them,
-H hidden size, L length of one row's input.
+H hidden size, L length of one row's input, R reward functions.
 """
 
 from __future__ import annotations
@@ -96,3 +96,54 @@ class PerceptionWeights:
     crucial_F: Tensor
     scores_GF: Tensor
     chosen_GN: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of a group.
+
+    Attributes:
+        ids: token ids, the end-of-sequence token included.
+        completion: as reward functions see it: a list of one message, or a string where the prompt is one.
+        rewards_R: float32 (R,), NaN where a function abstained; empty before the stage ``reward``.
+        logprobs: log-probability of each token by the sampler, where it reports them (vLLM); None in them: unknown.
+        extras: columns that reward functions logged for this response.
+    """
+
+    ids: list[int]
+    completion: Any
+    rewards_R: Tensor
+    logprobs: list[float | None] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its G responses on their way through a rollout; each stage returns groups with more in them.
+
+    Attributes:
+        row: the dataset's row: ``prompt`` and the columns that reward functions need.
+        prompt: the encoded prompt; None for text that TRL generates about.
+        prompt_ids: token ids of the prompt.
+        samples: the G responses; none before the stage ``generate``.
+        timestamps_F: seconds of the frames as the language model sees them.
+        advantages_G: float (G,), from the stage ``advantages``.
+        scores: from the stage ``score``; None for methods without weights and for prompts without frames.
+        weights: from the stage ``weigh``; None where there are no scores.
+    """
+
+    row: dict[str, Any]
+    prompt: Any = None
+    prompt_ids: list[int] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    timestamps_F: tuple[float, ...] = ()
+    advantages_G: Tensor | None = None
+    scores: GroupScores | None = None
+    weights: PerceptionWeights | None = None
+
+    @property
+    def rewards_GR(self) -> Tensor:
+        """float32 (G, R), the rewards of all samples."""
+        import torch
+
+        return torch.stack([sample.rewards_R for sample in self.samples])

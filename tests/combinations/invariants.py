@@ -259,7 +259,7 @@ def _loss_and_gradients(case: Case, trainer: APPOTrainer, inputs: Any, shared: b
     trainer._get_per_token_logps_and_entropies = watched
     model.zero_grad()
     try:
-        with evaluation_mode(trainer.model), appo_attention(trainer._base_model) if shared else nullcontext():
+        with evaluation_mode(trainer.model), appo_attention(trainer.base_model) if shared else nullcontext():
             loss = trainer._compute_loss(model, inputs)
             loss.backward()
     finally:
@@ -320,7 +320,7 @@ def run_case(case: Case, world: World, folder: Path) -> dict[str, Any]:
         return refused(str(error))
     spectator = Spectator(trainer, world.oracle(case.rows), given)
     run = trained(trainer)
-    tower = trainer._base_model.base_model.visual
+    tower = trainer.base_model.base_model.visual
     assert isinstance(tower.blocks[0], FSDPModule) == (case.processes == "fsdp2"), "not wrapped as the recipe wraps"
     assert_own_features(case, spectator)
     assert_numbers(case, run)

@@ -66,12 +66,12 @@ class Spectator:
         self.vision_rows = 0
         self.first_batch: Any = None
         self.problems: set[str] = set()
-        self._config = trainer._base_model.config
+        self._config = trainer.base_model.config
         # What a trained tower makes of a picture is known before its first step only.
-        self._trains_tower = trains_vision(trainer._base_model)
+        self._trains_tower = trains_vision(trainer.base_model)
         self._trainer, self._oracle, self._given = trainer, oracle, given
         self._ids: Tensor | None = None
-        inner = trainer._base_model.base_model
+        inner = trainer.base_model.base_model
         inner.register_forward_pre_hook(self._on_model, with_kwargs=True)
         inner.language_model.register_forward_pre_hook(self._on_language_model, with_kwargs=True)
         self._wrap("_generate_and_score_completions", self._watch_rollout)

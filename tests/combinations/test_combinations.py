@@ -12,15 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from appo.rollout import encoding, groups
-from appo.training import trainer
+from appo.rollout import encoding, pipeline
 from tests.combinations.cases import DIMENSIONS, Case, all_tuples, covering_array, random_cases, tuples_of
 from tests.combinations.invariants import run_case
 from tests.combinations.worker import run_apart
@@ -140,21 +139,19 @@ def test_rows_without_their_own_question_are_seen(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dynamic sampling hands over the rows that it has replaced."""
-    monkeypatch.setattr(groups.Rollout, "settle", stale_settle)
+    resampled = pipeline.RolloutPipeline.dynamic_sampling
+
+    def stale(rollout: Any, groups: Any, *rest: Any) -> Any:
+        """The new groups, but with the prompts of the first ones."""
+        pairs = zip(resampled(rollout, groups, *rest), groups, strict=True)
+        return [replace(new, prompt=old.prompt) for new, old in pairs]
+
+    monkeypatch.setattr(pipeline.RolloutPipeline, "dynamic_sampling", stale)
     with pytest.raises(AssertionError, match=r"is trained on features that differ by|trained on .* rewarded"):
         run_case(Case(rows="picture path", resampling="on"), world, tmp_path)
 
 
-def stale_settle(rollout: Any, replaced: Any) -> Any:
-    """The samples, but with the prompts of the first rows."""
-    samples = [sample for group in replaced for sample in group]
-    rollout.groups, rollout.rewards = replaced, torch.stack([sample.rewards for sample in samples])
-    for sample, row in zip(samples, rollout.rows, strict=True):
-        sample.row = row
-    return samples
-
-
 def test_dropout_while_scoring_is_seen(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "evaluation_mode", lambda model: nullcontext())
+    monkeypatch.setattr(pipeline, "evaluation_mode", lambda model: nullcontext())
     with pytest.raises(AssertionError, match="is not dapo's"):
         run_case(Case(method="dapo", peft="lora"), world, tmp_path)

@@ -20,9 +20,8 @@ from appo.experiments.compare.controls import (
     true_frames,
 )
 from appo.experiments.compare.perceiving import averaged, group_perception
-from appo.rollout.groups import Sample, ScoredGroup
 from appo.rollout.token_weights import with_base
-from appo.types import GroupScores
+from appo.types import Group, GroupScores, Sample
 from tests.method.oracle_perception import kl, minmax
 from tests.method.perception_cases import Case, kinds, random_case, seeds
 
@@ -63,18 +62,15 @@ class PlainWeigher:
         return scores
 
 
-def made(case: Case, events: list[int], base: float = 1.0) -> tuple[ScoredGroup, World]:
+def made(case: Case, events: list[int], base: float = 1.0) -> tuple[Group, World]:
     G, N, _ = case.attn_GNF.shape
     nothing = torch.zeros(G, N)
     scores = GroupScores(nothing, case.mask_GN, nothing[..., None], nothing, case.attn_GNF)
     weights = with_base(case.weigh(), case.mask_GN, base)
-    row = {"event_frames": events}
-    samples = [
-        Sample(row, [], list(range(int(n))), "", None, None, case.rewards_G[i : i + 1])
-        for i, n in enumerate(case.mask_GN.sum(dim=1))
-    ]
+    lengths = enumerate(case.mask_GN.sum(dim=1).tolist())
+    samples = [Sample(list(range(n)), "", case.rewards_G[i : i + 1]) for i, n in lengths]
     world = World(PlainWeigher(case, base), lambda _: case.log_probs_GNV, Words(), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    return ScoredGroup(samples, (), torch.zeros(G), scores, weights), world
+    return Group({"event_frames": events}, samples=samples, scores=scores, weights=weights), world
 
 
 @settings(max_examples=100, deadline=None)
@@ -176,7 +172,7 @@ def test_decisive_tokens_weigh_one_and_all_others_nothing() -> None:
     case = random_case(np.random.default_rng(11))
     n = len(Words.text)
     group, world = made(case, [0])
-    sample = replace(group.samples[0], completion_ids=list(range(n)))
+    sample = replace(group.samples[0], ids=list(range(n)))
     mask_GN = torch.ones(1, n + 2).bool()
     mask_GN[0, n:] = False
     group = replace(group, samples=[sample], scores=replace(group.scores, mask_GN=mask_GN))

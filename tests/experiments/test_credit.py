@@ -35,7 +35,7 @@ def test_batches_hold_mixed_groups_only(world) -> None:
     for asked in batch:
         assert len(asked.ids_G) == len(asked.samples) == 4
         assert 0 < asked.accuracy_G.sum() < 4
-        assert [sample.completion_ids for sample in asked.samples] == [ids.tolist() for ids in asked.ids_G]
+        assert [sample.ids for sample in asked.samples] == [ids.tolist() for ids in asked.ids_G]
 
 
 def test_gradients_are_those_of_the_losses_written_out(world) -> None:

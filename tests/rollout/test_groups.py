@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
-from appo.rollout.groups import Sample, as_generated, as_groups
 from appo.rollout.timers import Stopwatch
-from appo.training.trl_batch import SeeingModel, batch_weights, by_group, by_row
-from appo.types import PerceptionWeights
+from appo.training.trl_batch import RowsModel, batch_weights, by_group, by_row
+from appo.types import Group, PerceptionWeights, Sample
 
 ONE = TotalReward(torch.tensor([1.0]))
 
 
-def group_of(*rewards: float, name: str = "") -> list[Sample]:
-    return [Sample({"name": name}, [1], [2], "x", None, None, torch.tensor([reward])) for reward in rewards]
+def group_of(*rewards: float, name: str = "") -> Group:
+    return Group({"name": name}, samples=[Sample([2], "x", torch.tensor([reward])) for reward in rewards])
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def group_of(*rewards: float, name: str = "") -> list[Sample]:
     ],
 )
 def test_a_group_is_flat_when_all_total_rewards_are_equal(rewards, weights, flat):
-    group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
+    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor(weights))) is flat
 
 
@@ -59,7 +58,7 @@ NAN = float("nan")
     ],
 )
 def test_a_group_is_flat_when_trl_would_make_all_its_advantages_zero(rewards, aggregation, flat):
-    group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
+    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor([1.0, 1.0]), aggregation)) is flat
 
 
@@ -83,7 +82,7 @@ def test_flat_groups_are_those_without_advantages(rewards, weights, aggregation)
         summands_GR = np.stack(columns, axis=1)
     totals = np.nansum(summands_GR * weights_R, axis=1)[scored_G]
     advantages = totals - totals.mean() if len(totals) else totals
-    group = [Sample({}, [1], [2], "x", None, None, torch.tensor(row)) for row in rewards]
+    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     flat = is_flat(group, TotalReward(torch.tensor(weights), aggregation))
     assert flat == bool(np.all(np.abs(advantages) < 1e-5))
 
@@ -92,7 +91,7 @@ def test_useful_fresh_groups_replace_flat_ones_in_order():
     groups = [group_of(1, 1, name="a"), group_of(0, 1, name="b"), group_of(0, 0, name="c"), group_of(1, 1, name="d")]
     fresh = [group_of(0, 0, name="x"), group_of(0, 1, name="y"), group_of(1, 0, name="z")]
     result, replaced = replace_flat(groups, fresh, ONE)
-    assert [group[0].row["name"] for group in result] == ["y", "b", "z", "d"]
+    assert [group.row["name"] for group in result] == ["y", "b", "z", "d"]
     assert replaced == 2
 
 
@@ -118,19 +117,6 @@ def test_fresh_rows_are_a_seeded_shuffle_that_visits_every_row():
     ][:3]
     stream = FreshRows(dataset.to_iterable_dataset(), 3).draw(14)
     assert sorted(row["n"] for row in stream) == sorted(2 * list(range(7)))
-
-
-def test_rows_become_groups_and_back():
-    rows = [{"prompt": "old", "answer": str(i // 2)} for i in range(4)]
-    ids = [[i] for i in range(4)]
-    generated = (ids, [[10 + i] for i in range(4)], None, list("wxyz"), None, {}, None, [])
-    rewards = torch.arange(8.0).view(4, 2)
-    groups = as_groups(rows, ["p", "p", "q", "q"], generated, [None] * 4, rewards, {"extra": [5, 6, 7, 8]}, 2)
-    assert [[sample.completion for sample in group] for group in groups] == [["w", "x"], ["y", "z"]]
-    assert groups[1][0].row == {"prompt": "q", "answer": "1"}
-    assert groups[1][1].extras == {"extra": 8}
-    assert groups[1][1].rewards.tolist() == [6.0, 7.0]
-    assert as_generated([sample for group in groups for sample in group], generated) == generated
 
 
 def test_batches_by_group_and_by_row_are_inverse():
@@ -168,21 +154,21 @@ def test_weights_of_groups_of_different_lengths_in_one_batch():
     }, "the second group has no frames that could be crucial"
 
 
-def test_calls_about_slices_of_rows_get_the_videos_of_their_groups():
+def test_calls_about_rows_get_the_videos_of_their_groups():
     prompts = [
         {"pixel_values_videos": torch.full((2, 3), float(i)), "video_grid_thw": torch.tensor([[1, 2, i + 1]])}
         for i in range(2)
     ]
     base = SimpleNamespace(config=SimpleNamespace(image_token_id=8, video_token_id=9))
     calls = []
-    model = SeeingModel(lambda **inputs: calls.append(inputs), prompts, 2, base)
-    for rows in (3, 1):
-        model(input_ids=torch.tensor([[9, 1, 8]] * rows), attention_mask="kept")
-    assert calls[0]["pixel_values_videos"][:, 0].tolist() == [0, 0, 0, 0, 1, 1]
-    assert calls[0]["video_grid_thw"][:, 2].tolist() == [1, 1, 2]
-    assert calls[1]["pixel_values_videos"][:, 0].tolist() == [1, 1]
-    assert calls[1]["mm_token_type_ids"].tolist() == [[2, 0, 1]]
-    assert calls[1]["attention_mask"] == "kept"
+    model = RowsModel(lambda **inputs: calls.append(inputs), prompts, 2, base)
+    model(input_ids=torch.tensor([[9, 1, 8]] * 4), attention_mask="kept")
+    assert calls[0]["pixel_values_videos"][:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert calls[0]["video_grid_thw"][:, 2].tolist() == [1, 1, 2, 2]
+    assert calls[0]["mm_token_type_ids"].tolist() == [[2, 0, 1]] * 4
+    assert calls[0]["attention_mask"] == "kept"
+    with pytest.raises(AssertionError, match="all rows at once"):
+        model(input_ids=torch.tensor([[9, 1, 8]] * 3))
 
 
 def test_parts_of_a_step_add_up_to_the_whole():

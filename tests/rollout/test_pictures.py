@@ -59,7 +59,7 @@ class Watch:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.ids = trainer, torch.empty(0)
         self.seen: list[tuple[Tensor, Tensor]] = []  # ids (L,) and embeddings (image tokens, H) of each row
-        inner = trainer._base_model.base_model
+        inner = trainer.base_model.base_model
         inner.register_forward_pre_hook(self._keep_ids, with_kwargs=True)
         inner.language_model.register_forward_pre_hook(self._keep_embeddings, with_kwargs=True)
 
@@ -68,13 +68,13 @@ class Watch:
 
     def _keep_embeddings(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            image = self.trainer._base_model.config.image_token_id
+            image = self.trainer.base_model.config.image_token_id
             for ids_L, embeds_LH in zip(self.ids, kwargs["inputs_embeds"], strict=True):
                 self.seen.append((ids_L.clone(), embeds_LH[ids_L == image].detach().clone()))
 
     def assert_trained_on(self, messages: Any) -> None:
         """All rows so far were this prompt, with the features of its own pictures, made anew."""
-        model, processor = self.trainer._base_model, self.trainer.processing_class
+        model, processor = self.trainer.base_model, self.trainer.processing_class
         inputs = encode_prompt(processor, messages, [])
         expected = []
         if pictures(messages):

@@ -121,13 +121,13 @@ def test_the_trainer_weighs_with_the_frames_usual_shares(tmp_path, dataset) -> N
     seen: list = []
     trainer.on_rollout = lambda step, groups: seen.append(groups)
     trainer.train()
-    assert float(trainer.weigher.shares.mean(8).sum()) == pytest.approx(1.0)
+    assert float(trainer.pipeline.weigher.shares.mean(8).sum()) == pytest.approx(1.0)
     for weight, groups in zip(logged(trainer, "appo/mean_weight"), seen, strict=True):
         weights = torch.cat([group.weights.weights_GN[group.scores.mask_GN] for group in groups])
         assert float(weights.mean()) == pytest.approx(weight, rel=1e-4)
         assert float(weights.min()) == pytest.approx(0.2)
     group = seen[-1][0]
-    raw = replace(trainer.weigher, frame_attention="raw")(trainer.model, replace(group, weights=None))
+    raw = replace(trainer.pipeline.weigher, frame_attention="raw")(trainer.model, replace(group, weights=None))
     assert not torch.equal(raw.weights.weights_GN, group.weights.weights_GN), "relative attention changed nothing"
 
 
@@ -137,7 +137,7 @@ def test_a_run_with_relative_attention_resumes_exactly_and_needs_its_shares(tmp_
     whole = begin(tmp_path / "whole", rows, **few, **OURS)
     resumed = go_on(killed_after(tmp_path / "whole", tmp_path / "from-2", 2), rows, **few, **OURS)
     assert differences(resumed, whole) == []
-    first, later = whole.weigher.shares, resumed.weigher.shares
+    first, later = whole.pipeline.weigher.shares, resumed.pipeline.weigher.shares
     assert torch.equal(first.mean(8), later.mean(8))
     forgetful = killed_after(tmp_path / "whole", tmp_path / "without", 2)
     file = forgetful / "checkpoint-2" / "state-0.pt"
@@ -146,4 +146,4 @@ def test_a_run_with_relative_attention_resumes_exactly_and_needs_its_shares(tmp_
     torch.save(state, file)
     manifest = file.with_name("manifest.json")
     manifest.write_text(manifest.read_text().replace(f'"state-0.pt": {size}', f'"state-0.pt": {file.stat().st_size}'))
-    assert not torch.equal(go_on(forgetful, rows, **few, **OURS).weigher.shares.mean(8), first.mean(8))
+    assert not torch.equal(go_on(forgetful, rows, **few, **OURS).pipeline.weigher.shares.mean(8), first.mean(8))

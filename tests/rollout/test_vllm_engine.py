@@ -42,9 +42,9 @@ def make(tmp_path, monkeypatch):
 
 def rollout_differences(trainer, groups, scorer=None):
     """Mean |log p by vLLM - log p by scoring| of each group, under the weights of now."""
-    scores = [trainer._score_group(group, group[0].inputs) for group in groups]
+    scores = [trainer.pipeline.scores_of(group) for group in groups]
     return [
-        room.log_prob_difference(group, score, trainer._engine._allowed(score))
+        room.log_prob_difference(group, score, trainer.engine.vllm._allowed(score))
         for group, score in zip(groups, scores, strict=True)
     ]
 
@@ -54,7 +54,7 @@ def test_a_few_appo_steps_sample_from_the_weights_of_each_moment_and_decode_each
     now, later, kept = [], [], []
 
     def on_rollout(step, scored):
-        groups = [group.samples for group in scored]
+        groups = list(scored)
         now.extend(rollout_differences(trainer, groups))
         if kept:  # what the policy of a step ago said, judged by the policy of now
             later.extend(rollout_differences(trainer, kept[-1]))
@@ -68,7 +68,7 @@ def test_a_few_appo_steps_sample_from_the_weights_of_each_moment_and_decode_each
     assert trainer.encoder.videos.decoded == 3 * 2, "two videos a rollout, eight responses"
     assert max(logged(trainer, "sampling/sampling_logp_difference/mean")) < 10 * ROUNDING
     assert max(logged(trainer, "appo/mean_weight")) > 1.01
-    assert trainer._engine.checked
+    assert trainer.engine.vllm.checked
 
 
 def test_after_new_weights_greedy_answers_are_those_of_transformers(make, dataset):
@@ -86,7 +86,7 @@ def test_after_new_weights_greedy_answers_are_those_of_transformers(make, datase
         settings = {"do_sample": False, "max_new_tokens": 12, "suppress_tokens": banned}
         expected = [ids for (ids,) in respond(trainer.model.eval(), 0, encoded, 1, **settings)]
         trainer.vllm_generation.sync_weights()
-        requests = [carried[0].request() for carried in trainer._engine.carry(trainer.encoder, prompts, encoded)]
+        requests = [carried[0].request() for carried in trainer.engine.vllm.carry(trainer.encoder, prompts, encoded)]
         words = trainer.vllm_generation.generation_kwargs["bad_words"]
         sampling = SamplingParams(temperature=0.0, max_tokens=12, bad_words=words)
         outputs = trainer.vllm_generation.llm.generate(requests, sampling_params=sampling, use_tqdm=False)
@@ -109,9 +109,7 @@ def test_videos_longer_than_the_text_after_them_are_answered_where_they_are_trai
 
     trainer = make(rows_of(generate(tmp_path / "long", "L3", 4, 0)), video_max_frames=48)
     differences = []
-    trainer.on_rollout = lambda step, scored: differences.extend(
-        rollout_differences(trainer, [group.samples for group in scored])
-    )
+    trainer.on_rollout = lambda step, scored: differences.extend(rollout_differences(trainer, scored))
     trainer.train()
     assert max(differences) < ROUNDING
 
@@ -121,7 +119,7 @@ def test_text_alone_takes_the_way_of_trl(make, monkeypatch):
     trainer = make(Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in words]))
     monkeypatch.setattr(room, "engine_prompt", None)
     trainer.train()
-    assert not trainer._engine.checked
+    assert not trainer.engine.vllm.checked
     assert max(logged(trainer, "sampling/sampling_logp_difference/mean")) < 10 * ROUNDING
 
 
@@ -140,9 +138,7 @@ def test_vision_placeholders_are_never_sampled(make, dataset, monkeypatch):
 
     monkeypatch.setattr(model, "compute_logits", longing)
     said = []
-    trainer.on_rollout = lambda step, groups: said.extend(
-        t for g in groups for s in g.samples for t in s.completion_ids
-    )
+    trainer.on_rollout = lambda step, groups: said.extend(t for g in groups for s in g.samples for t in s.ids)
     trainer.train()
     assert calls, "the hook never ran, the test proves nothing"
     assert said

@@ -14,6 +14,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from appo.rollout.vllm import colocate as room
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt
 from appo.rollout.vllm.server import VideoClient
+from appo.types import Group, Sample
 from appo.world.processor import build_tokenizer
 from tests.rollout.vllm_stand_in import StandIn, put_in_place
 from tests.support.runs import clips, logged, make_trainer, rows_of
@@ -83,21 +84,21 @@ def test_the_samplers_log_probs_reach_trls_correction_and_agree_with_scoring(mak
     trainer.train()
     assert max(logged(trainer, "sampling/sampling_logp_difference/mean")) < 0.1, "the mass of banned words apart"
     assert min(logged(trainer, "sampling/importance_sampling_ratio/mean")) > 0
-    assert trainer._engine.checked
+    assert trainer.engine.vllm.checked
 
 
 def test_scoring_happens_once_for_old_log_probs_and_capture(make, dataset, monkeypatch):
-    from appo.training import trainer as trainer_module
+    from appo.rollout import pipeline as pipeline_module
 
     passes = []
-    score = trainer_module.score_group
+    score = pipeline_module.score_group
 
     def counting(*args, **kwargs):
         passes.append(kwargs["capture_layers"])
         return score(*args, **kwargs)
 
     trainer = make(dataset, max_steps=2)
-    monkeypatch.setattr(trainer_module, "score_group", counting)
+    monkeypatch.setattr(pipeline_module, "score_group", counting)
     trainer.train()
     assert passes == [3] * (1 + 2 * 2), "two groups a rollout, and once ever the check of the engine"
 
@@ -243,7 +244,8 @@ def test_a_changed_distribution_is_not_compared_and_said_so(make, dataset, monke
 def test_the_difference_of_log_probs_leaves_out_what_vllm_does_not_know():
     scores = SimpleNamespace(log_probs_GN=torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
     allowed = torch.tensor([[-0.5, 0.0], [0.0, 0.0]])
-    group = [SimpleNamespace(logprobs=[-0.25, None]), SimpleNamespace(logprobs=[-4.0])]
+    none = torch.empty(0)
+    group = Group({}, samples=[Sample([1, 2], "", none, [-0.25, None]), Sample([3], "", none, [-4.0])])
     assert room.log_prob_difference(group, scores, allowed) == pytest.approx((0.25 + 1.0) / 2)
 
 

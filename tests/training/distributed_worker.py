@@ -149,7 +149,7 @@ def train(task: dict[str, Any]) -> None:
     rows = dataset_of(task["rows"], Path(task["clips"]))
     trainer = make_trainer(Path(task["output"]) / "run", rows, rewards=rewards, **task["settings"])
     groups: list[list[str]] = []
-    trainer.on_rollout = lambda step, scored: groups.append([one.samples[0].row["id"] for one in scored])
+    trainer.on_rollout = lambda step, scored: groups.append([one.row["id"] for one in scored])
     trainer.train()
     parameters = list(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     result = {

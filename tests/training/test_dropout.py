@@ -9,8 +9,7 @@ import torch
 from datasets import Dataset
 
 from appo import APPOConfig, APPOTrainer
-from appo.rollout.groups import Sample
-from appo.training import trainer as trainer_module
+from appo.types import Group, Sample
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, rows_of
 
@@ -38,19 +37,17 @@ def make(folder: Any, dataset: Dataset, **settings: Any) -> APPOTrainer:
 def test_identical_responses_have_weights_of_exactly_one(tmp_path, dataset):
     """Dropout made their distributions differ, and that difference is what the weights are made of."""
     trainer = make(tmp_path, dataset, method="appo")
-    prompt = trainer.encoder.read(trainer._base_model, dataset[0]["prompt"])
-    row = {"prompt": dataset[0]["prompt"]}
-    samples = [
-        Sample(row, [], [40, 41, 42, 43, 44, 45], "", None, prompt, torch.tensor([float(number % 2)]))
-        for number in range(4)
-    ]
+    prompt = trainer.encoder.read(trainer.base_model, dataset[0]["prompt"])
+    samples = [Sample([40, 41, 42, 43, 44, 45], "", torch.tensor([float(number % 2)])) for number in range(4)]
+    group = Group({"prompt": dataset[0]["prompt"]}, prompt, samples=samples)
     trainer.model.train()
     before = torch.get_rng_state()
-    scores = trainer._score_group(samples, prompt)
+    (group,) = trainer.pipeline.score([group])
+    scores = group.scores
     assert torch.equal(torch.get_rng_state(), before), "scoring drew random numbers of training"
     assert trainer.model.training
-    scored = trainer_module.ScoredGroup(samples, (), torch.zeros(4), scores, None)
-    weights = trainer.weigher(trainer._base_model, scored).weights
+    (group,) = trainer.pipeline.weigh([group])
+    weights = group.weights
     assert weights.crucial_F.any()
     assert weights.chosen_GN.any()
     assert torch.equal(weights.weights_GN, torch.ones_like(weights.weights_GN))
@@ -81,16 +78,14 @@ def test_old_log_probs_are_those_of_the_policy_without_dropout(tmp_path, dataset
     def comparing(model: Any, inputs: dict[str, Any]) -> Any:
         result = loss(model, inputs)
         rows = {key: value.flatten(0, 1) for key, value in inputs.items() if torch.is_tensor(value) and value.ndim}
-        trainer._see(inputs["vision"], 4)
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1)
         trainer.model.eval()
         with torch.no_grad():
             now, _, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, mask, rows["completion_ids"].shape[1]
+                trainer.carrying(trainer.model, inputs["vision"], 4), ids, mask, rows["completion_ids"].shape[1]
             )
         trainer.model.train()
-        trainer._see([], 1)
         real = rows["completion_mask"].bool()
         torch.testing.assert_close(now[real], rows["old_per_token_logps"][real], rtol=1e-5, atol=1e-5)
         compared.append(len(ids))
@@ -104,7 +99,7 @@ def test_old_log_probs_are_those_of_the_policy_without_dropout(tmp_path, dataset
 def test_responses_are_sampled_without_dropout(tmp_path, dataset):
     trainer = make(tmp_path, dataset, method="grpo", max_steps=1)
     modes = []
-    trainer._base_model.register_forward_pre_hook(
+    trainer.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: modes.append((module.training, bool(kwargs.get("use_cache")))), with_kwargs=True
     )
     trainer.train()

@@ -134,7 +134,7 @@ def test_the_prompt_is_that_of_reinforcement_learning_and_labels_are_the_complet
 def test_nothing_is_dropped_truncated_or_packed_on_the_way_to_the_model(tmp_path, rows):
     trainer = make(tmp_path, rows)
     batches, seen = spied(trainer), []
-    trainer._checked_sight = True
+    trainer._checked_vision = True
     trainer.model.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     trainer.train()
     assert len(seen) == len(batches) == 4, "two steps of two micro-batches"

@@ -12,8 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
 from appo.models.prefix_packing import reuses_vision
+from appo.rollout import pipeline as pipeline_module
 from appo.rollout.generation import vision_token_ids
-from appo.training import trainer as trainer_module
 from appo.training.vision_check import BlindPolicyError
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
@@ -135,7 +135,7 @@ def test_old_and_new_log_probs_agree_and_capture_rides_on_the_pass_that_makes_th
     trainer = make_trainer(tmp_path, dataset, method=method, **settings)
     new, passes = [], []
     stock = trainer._get_per_token_logps_and_entropies
-    score = trainer_module.score_group
+    score = pipeline_module.score_group
 
     def spying(model, *args, **kwargs):
         logps, *rest = stock(model, *args, **kwargs)
@@ -159,7 +159,7 @@ def test_old_and_new_log_probs_agree_and_capture_rides_on_the_pass_that_makes_th
     compared: list[int] = []
     trainer._get_per_token_logps_and_entropies = spying
     trainer._compute_loss = comparing
-    monkeypatch.setattr(trainer_module, "score_group", counting)
+    monkeypatch.setattr(pipeline_module, "score_group", counting)
     trainer.train()
     assert compared == [4] * 4
     assert passes == [3] * (2 * scoring_passes), "one pass a group, capture included"
@@ -171,7 +171,7 @@ def test_a_frozen_vision_tower_runs_once_per_video_and_step(tmp_path, dataset, f
     trainer = make_trainer(tmp_path, dataset, method="appo", max_resampling_rounds=0, freeze_vision_tower=frozen)
     if frozen and not reuses_vision(trainer.model):
         pytest.skip("this transformers takes pixels only")
-    trainer._checked_sight = True  # its own passes are not counted here
+    trainer._checked_vision = True  # its own passes are not counted here
     trainer.args.max_steps = 1
     videos = []
     trainer.model.model.visual.register_forward_hook(
@@ -197,7 +197,7 @@ def test_vision_placeholders_are_never_sampled(tmp_path, dataset):
     trainer.on_rollout = lambda step, groups: seen.extend(groups)
     trainer.train()
     assert calls, "the hook never ran, the test proves nothing"
-    ids = {token for group in seen for sample in group.samples for token in sample.completion_ids}
+    ids = {token for group in seen for sample in group.samples for token in sample.ids}
     assert ids
     assert not ids & set(banned)
 
@@ -247,7 +247,7 @@ def test_dynamic_sampling_replaces_flat_groups_by_fresh_prompts(tmp_path, datase
     assert logged(trainer, "reward") == [0.5, 0.5]
     assert all(r < 0.5 for r in logged(trainer, "resampling/first_round_reward")), "the honest reward is before"
     for group in groups:
-        assert all(s.row["prompt"][0]["content"][0]["video"] == wanted[0]["content"][0]["video"] for s in group.samples)
+        assert group.row["prompt"][0]["content"][0]["video"] == wanted[0]["content"][0]["video"]
 
 
 def test_when_rounds_run_out_the_flat_groups_stay_and_metrics_say_so(tmp_path, dataset):
@@ -281,9 +281,9 @@ def test_soft_overlong_punishment_is_dapos_equation_13(tmp_path, dataset):
     assert trainer.reward_func_names == ["accuracy_reward", "soft_overlong_punishment_reward"]
     lengths = set()
     for sample in [sample for group in groups for sample in group.samples]:
-        length = len(sample.completion_ids)
+        length = len(sample.ids)
         lengths.add(length)
-        assert float(sample.rewards[1]) == pytest.approx(min(0.0, (32 - length) / 64), abs=1e-6)
+        assert float(sample.rewards_R[1]) == pytest.approx(min(0.0, (32 - length) / 64), abs=1e-6)
     assert max(lengths) == 96
     assert min(lengths) < 96
 
@@ -299,7 +299,7 @@ def test_columns_logged_by_reward_functions_survive_resampling(tmp_path, dataset
     groups = []
     trainer.on_rollout = lambda step, scored: groups.extend(scored)
     trainer.train()
-    expected = [sample.completion_ids[0] for group in groups for sample in group.samples]
+    expected = [sample.ids[0] for group in groups for sample in group.samples]
     assert list(trainer._logs["extra"]["first_token"]) == expected
 
 

@@ -56,13 +56,13 @@ def test_a_text_only_rollout_is_never_joined_by_a_video(tmp_path, questions):
     settings = {"max_resampling_rounds": 2, "max_steps": 4, "gradient_accumulation_steps": 1, "overlong_cache": 0}
     trainer = make_trainer(tmp_path, dataset, rewards=flat, method="dapo", **settings)
     kinds = []
-    encode = trainer._tokenize_prompts
+    sample = trainer.pipeline.sample
 
-    def spying(prompts):
-        kinds.append((trainer._rollout.sees, any(has_video(prompt) for prompt in prompts)))
-        return encode(prompts)
+    def spying(rows, responses, vision):
+        kinds.append((vision, any(has_video(row["prompt"]) for row in rows)))
+        return sample(rows, responses, vision)
 
-    trainer._tokenize_prompts = spying
+    trainer.pipeline.sample = spying
     trainer.train()
     assert len(kinds) == 4 * 3, "four rollouts of one group, each with two rounds of resampling"
     assert (False, True) not in kinds

@@ -22,10 +22,9 @@ from appo.reports.seen_run import SeenRun
 from appo.rewards.functions import score_answer
 from appo.rewards.templates import INSTRUCTION, build_messages
 from appo.rollout.generation import VideoCache, encode_prompt, generate, video_sources
-from appo.rollout.groups import Sample, ScoredGroup
 from appo.rollout.token_weights import weigh
 from appo.training.rollout_logger import film_of, group_record
-from appo.types import VideoQA
+from appo.types import Group, Sample, VideoQA
 from appo.video.reader import FrameSampling
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 
@@ -78,7 +77,7 @@ def inspect_question(
     names = ["accuracy_reward"] if question.answer else []
     prompt_ids = prompt["input_ids"][0].tolist()
     samples = [
-        Sample(row, prompt_ids, ids.tolist(), text, None, prompt, reward[None][: len(names)])
+        Sample(ids.tolist(), text, reward[None][: len(names)])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
     ]
     with torch.no_grad():
@@ -87,7 +86,7 @@ def inspect_question(
         weight_settings["strategy"] = "all"
     weights = weigh(model, scores, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
-    group = ScoredGroup(samples, videos.timestamps(messages), advantages_G, scores, weights)
+    group = Group(row, prompt, prompt_ids, samples, videos.timestamps(messages), advantages_G, scores, weights)
     return group_record(step, group, processor.tokenizer, names, keep_film(film_of(videos, messages, processor)))
 
 

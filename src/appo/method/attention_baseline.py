@@ -67,17 +67,17 @@ class FrameShares:
     def update(
         self,
         groups: Iterable[tuple[Tensor, Tensor]],
-        over_processes: Callable[[list[Sums]], list[Sums]] = lambda own: own,
+        over_processes: Callable[[Sums], list[Sums]] = lambda own: [own],
     ) -> None:
         """Take a rollout's groups in.
 
         Args:
             groups: (attn_GNF, mask_GN) of each; one whose tokens do not attend to the video at all counts for nothing.
-            over_processes: turns this process's sums into those of all processes (``gather_object``), which must all
-                call it: the mean is then the same everywhere.
+            over_processes: turns this process's sums into those of all processes, which must all call it: the mean is
+                then the same everywhere.
         """
         fresh: Sums = {}
-        for sums in over_processes([_sums(groups)]):
+        for sums in over_processes(_sums(groups)):
             _add(fresh, sums)
         for frames in fresh:
             if frames in self._sums:

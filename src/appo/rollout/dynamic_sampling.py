@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.rollout.groups import Group
+from appo.types import Group
 
 EQUAL = 1e-6  # rewards that differ by less are equal
 
@@ -52,7 +52,7 @@ def is_flat(group: Group, total: TotalReward) -> bool:
 
     Responses that no function has rewarded count for nothing: TRL leaves them out of the mean, with advantage 0.
     """
-    totals_G = total(torch.stack([sample.rewards for sample in group]))
+    totals_G = total(group.rewards_GR)
     given = totals_G[~totals_G.isnan()]
     return len(given) < 2 or bool((given - given[0]).abs().max() < EQUAL)
 

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from appo.method.attention_baseline import FrameShares, Sums, relative_attention
 from appo.method.perception import token_weights
 from appo.models.log_probs import log_probs_at
-from appo.rollout.groups import ScoredGroup
-from appo.types import GroupScores, PerceptionWeights
+from appo.types import Group, GroupScores, PerceptionWeights
 
 
 def weigh(
@@ -82,7 +80,7 @@ class Weigher:
     frame_attention: str = "raw"
     shares: FrameShares = field(default_factory=FrameShares)
 
-    def remember(self, groups_Q: Sequence[ScoredGroup], over_processes: Callable[[list[Sums]], list[Sums]]) -> None:
+    def remember(self, groups_Q: Sequence[Group], over_processes: Callable[[Sums], list[Sums]]) -> None:
         """Take a rollout's attention in, before any of its groups is weighed. All processes must call it.
 
         Args:
@@ -102,10 +100,10 @@ class Weigher:
         mean_F = self.shares.mean(attn_GNF.shape[2])
         return replace(scores, frame_attention_GNF=relative_attention(attn_GNF, scores.mask_GN, mean_F))
 
-    def __call__(self, model: Any, group: ScoredGroup) -> ScoredGroup:
-        """The group with its weights, if it has scores. Errors are those of :func:`weigh`."""
-        if group.scores is None:
+    def __call__(self, model: Any, group: Group) -> Group:
+        """The group with its weights, if it has frame attention. Errors are those of :func:`weigh`."""
+        if group.scores is None or group.scores.frame_attention_GNF is None:
             return group
-        accuracy_G = torch.stack([sample.rewards[self.accuracy_column] for sample in group.samples])
+        accuracy_G = group.rewards_GR[:, self.accuracy_column]
         scores, settings = self.attention(group.scores), {"temperature": self.temperature, **self.settings}
         return replace(group, weights=weigh(model, scores, accuracy_G, **settings))

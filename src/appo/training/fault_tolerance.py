@@ -5,16 +5,16 @@ Shape suffixes: B rows = Q groups x G responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 from trl.data_utils import prepare_multimodal_messages
 
+from appo.rollout.collectives import barrier, gather_tensor, gather_values, is_main_process
 from appo.rollout.dynamic_sampling import FreshRows
 from appo.rollout.generation import clean_messages, placeholders
 from appo.training.atomic_checkpoint import CheckpointError, checkpoint_name, problem, whole_folder
@@ -27,7 +27,7 @@ from appo.training.trainer_state import ResumableTrainer
 PICTURE_COLUMNS = ("images", "image")
 
 
-class SteadyTrainer(ResumableTrainer):
+class FaultTolerantTrainer(ResumableTrainer):
     """TRL's GRPOTrainer, resumable, which replaces rows whose videos cannot be shown and applies no NaN.
 
     A trainer of it sets ``encoder`` (`PromptEncoder`) and ``watch`` (its stopwatch), and asks
@@ -45,7 +45,7 @@ class SteadyTrainer(ResumableTrainer):
         self._fresh = FreshRows(self.train_dataset, self.args.seed + self.accelerator.process_index, self._prepared)
         self.keep("fresh rows", self._fresh.state, self._fresh.restore)
         folder, limit = Path(self.args.output_dir), self.args.max_faulty_videos
-        self._faults = VideoFaults(folder, limit, self.accelerator.is_main_process)
+        self._faults = VideoFaults(folder, limit, is_main_process())
         self.keep("faults", self._faults.state, self._faults.restore)
         self.add_callback(_StopOnFaults(self._faults))
 
@@ -76,7 +76,7 @@ class SteadyTrainer(ResumableTrainer):
 
     def _attempt(self, draw: Callable[[], list[Any]]) -> list[Any] | None:
         with self.watch("decode"):
-            rows = self._faults.attempt(draw, lambda said: gather_object([said]))
+            rows = self._faults.attempt(draw, gather_values)
         self._metrics["train"]["faults/videos"] = [float(self._faults.count)]
         return rows
 
@@ -114,29 +114,25 @@ class SteadyTrainer(ResumableTrainer):
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
-    def _log_mean(self, name: str, value: float) -> None:
-        """Log a number averaged over processes."""
-        gathered = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
-        self._metrics["train"][name].append(float(gathered.mean()))
+    def log_mean(self, name: str, total: float, count: float = 1.0) -> None:
+        """Log totals divided by counts, of all processes together; nothing where all counts are 0."""
+        pair = torch.tensor([[total, count]], dtype=torch.float64, device=self.accelerator.device)
+        total, count = gather_tensor(pair).sum(dim=0).tolist()
+        if count:
+            self._metrics["train"][name].append(total / count)
 
-    def _log_means(self, prefix: str, sums: Mapping[str, tuple[float, float]]) -> None:
-        """Log sums divided by counts, of all processes together; nothing where all counts are 0."""
-        pairs = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        totals = self.accelerator.gather(pairs[None]).sum(dim=0).tolist()
-        for name, (total, count) in zip(sums, totals, strict=True):
-            if count:
-                self._metrics["train"][f"{prefix}{name}"].append(total / count)
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's loss; in training its batch is kept for a replay until the step is applied.
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        inputs = super()._prepare_inputs(generation_batch)
-        if self.model.training:
-            self._batches.append(inputs)
-        return inputs
-
-    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        loss: Tensor = super()._compute_loss(model, inputs)
-        if self.model.training:
-            self._assert_finite("loss", loss)
+        Raises:
+            NotFiniteError: it is not finite in one of the processes.
+        """
+        if not self.model.training:
+            measured: Tensor = super().compute_loss(model, inputs, *args, **kwargs)
+            return measured
+        self._batches.append(inputs)
+        loss: Tensor = super().compute_loss(model, inputs, *args, **kwargs)
+        self._assert_finite("loss", loss)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -157,7 +153,7 @@ class SteadyTrainer(ResumableTrainer):
         if hasattr(value, "full_tensor"):
             value = value.full_tensor()
         number = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device).detach().reshape(1)
-        numbers: list[float] = self.accelerator.gather(number).tolist()
+        numbers: list[float] = gather_tensor(number).tolist()
         if all(number - number == 0 for number in numbers):
             return
         step, run = self.state.global_step, self.args.output_dir
@@ -173,10 +169,10 @@ class SteadyTrainer(ResumableTrainer):
     def _save_replay(self, found: str) -> None:
         """Policy and batch of the step that is not applied."""
         final = Path(self.args.output_dir) / FOLDER / f"step-{self.state.global_step}"
-        with whole_folder(final, leads=self.args.should_save, meet=self.accelerator.wait_for_everyone) as written:
+        with whole_folder(final, leads=self.args.should_save, meet=barrier) as written:
             self.save_model(str(written / "policy"))
-            self.accelerator.wait_for_everyone()
-            trees = gather_object([write_tensors(written, self.accelerator.process_index, self._batches)])
+            barrier()
+            trees = gather_values(write_tensors(written, self.accelerator.process_index, self._batches))
             if self.args.should_save:
                 write_description(
                     written, trees, step=self.state.global_step, problem=found, settings=self.args.to_dict(),

@@ -11,9 +11,9 @@ from typing import Any
 
 from appo.reports.jsonl import check_unused
 from appo.reports.run_folder import CONFIG, FRAMES, RunFolder
+from appo.rollout.collectives import is_main_process
 from appo.training.atomic_checkpoint import LAST, CheckpointError, last_complete, resumable
 from appo.training.config import APPOConfig
-from appo.training.processes import is_main
 
 CLIPS = "clips"  # of the embedded world, in the run folder
 
@@ -96,7 +96,7 @@ def taken_back(found: Found) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if found.is_new and is_main():
+        if found.is_new and is_main_process():
             with contextlib.suppress(OSError):  # what went wrong first is what is said
                 _take_back(found.folder, found.existed)
         raise

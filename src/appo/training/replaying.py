@@ -178,12 +178,12 @@ def _pass(trainer: _ReplayTrainer, batch: dict[str, Any]) -> MicroBatch:
         seen.append(result[0].detach())
         return result
 
-    trainer._get_per_token_logps_and_entropies = remembering  # type: ignore[method-assign]
+    trainer._get_per_token_logps_and_entropies = remembering
     try:
         with _first_bad_output(trainer.model) as module:
             trainer.training_step(trainer.model, batch, None)
     finally:
-        trainer._get_per_token_logps_and_entropies = compute  # type: ignore[method-assign]
+        trainer._get_per_token_logps_and_entropies = compute
     return MicroBatch(trainer.losses[-1], _figures(batch, seen[-1]), "".join(module[:1]))
 
 

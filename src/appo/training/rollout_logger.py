@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from appo.reports.run_folder import ResponseRecord, RolloutRecord, RunFolder
 from appo.rollout.generation import Messages, VideoCache, has_video, video_sources
-from appo.rollout.groups import Sample, ScoredGroup
+from appo.types import Group, Sample
 from appo.video.frame_sampling import VideoError
 from appo.video.thumbnails import filmstrip
 
@@ -53,10 +53,10 @@ class Recorder(MetricsRecorder):
         self._films: dict[str, str] = {}
         trainer.on_rollout = self.on_rollout
 
-    def on_rollout(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+    def on_rollout(self, step: int, groups: Sequence[Group]) -> None:
         """Record the first groups of a rollout, on the main process only: those are its own."""
         for group in groups[: self._groups if self._writes() else 0]:
-            film = self._film(group.samples[0].row["prompt"])
+            film = self._film(group.row["prompt"])
             self._folder.append_rollout(group_record(step, group, self._tokenizer, self._reward_names, film))
 
     def _film(self, messages: Messages) -> str:
@@ -81,11 +81,9 @@ def film_of(videos: VideoCache, messages: Messages, processor: Any) -> bytes:
     return filmstrip([videos.read(source) for source in video_sources(messages)], merged)
 
 
-def group_record(
-    step: int, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str], film: str = ""
-) -> RolloutRecord:
+def group_record(step: int, group: Group, tokenizer: Any, reward_names: Sequence[str], film: str = "") -> RolloutRecord:
     """One scored group as it is written to rollouts.jsonl; `film` names the picture of its frames."""
-    row = group.samples[0].row
+    row = group.row
     crucial = [] if group.weights is None else group.weights.crucial_F.nonzero()[:, 0].tolist()
     return RolloutRecord(
         step=step,
@@ -105,19 +103,19 @@ def group_record(
 
 
 def _response_record(
-    i: int, sample: Sample, group: ScoredGroup, tokenizer: Any, reward_names: Sequence[str]
+    i: int, sample: Sample, group: Group, tokenizer: Any, reward_names: Sequence[str]
 ) -> ResponseRecord:
-    N = len(sample.completion_ids)
+    N = len(sample.ids)
     scores, weights = group.scores, group.weights
     attention = None if scores is None else scores.frame_attention_GNF
     return ResponseRecord(
-        text=tokenizer.decode(sample.completion_ids, skip_special_tokens=True),
-        tokens=[tokenizer.decode([token]) for token in sample.completion_ids],
+        text=tokenizer.decode(sample.ids, skip_special_tokens=True),
+        tokens=[tokenizer.decode([token]) for token in sample.ids],
         weights=[1.0] * N if weights is None else weights.weights_GN[i, :N].tolist(),
         chosen=[False] * N if weights is None else weights.chosen_GN[i, :N].tolist(),
         frame_attention=[] if attention is None else attention[i, :N].tolist(),
-        rewards=dict(zip(reward_names, sample.rewards.tolist(), strict=True)),
-        advantage=float(group.advantages_G[i]),
+        rewards=dict(zip(reward_names, sample.rewards_R.tolist(), strict=True)),
+        advantage=0.0 if group.advantages_G is None else float(group.advantages_G[i]),
     )
 
 

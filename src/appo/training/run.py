@@ -19,11 +19,11 @@ from appo.models.lora import adapter_config, loading_settings
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.run_folder import RunFolder
 from appo.rewards.functions import PAPER_REWARDS, reward_functions
+from appo.rollout.collectives import barrier, is_main_process, run_on_main_process
 from appo.training.arguments import TrainScript
 from appo.training.atomic_checkpoint import whole_folder
 from appo.training.config import APPOConfig
 from appo.training.out_of_memory import named_memory_errors
-from appo.training.processes import is_main, on_main
 from appo.training.progress_bar import TrainingBar
 from appo.training.reopening import CLIPS, Found, begin_run, find_run, taken_back
 from appo.training.rollout_logger import Recorder
@@ -44,14 +44,14 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     """
     peft_config = adapter_config(script)
     settings = {"script": asdict(script), "training": config.to_dict()}
-    found = on_main(partial(find_run, config, settings))
+    found = run_on_main_process(partial(find_run, config, settings))
     config.resume_from_checkpoint = found.checkpoint and str(found.checkpoint)
-    console.quiet = console.quiet or not is_main()
+    console.quiet = console.quiet or not is_main_process()
     for note in found.notes:
         console.print(note, highlight=False, soft_wrap=True)
     with taken_back(found):
         trainer = _trainer(script, config, found.folder, peft_config)
-        on_main(partial(_begin, found, settings, script, config.seed))
+        run_on_main_process(partial(_begin, found, settings, script, config.seed))
         with StopOnSignal() as stop:
             trainer.add_callback(stop)
             fit(trainer, console)
@@ -162,8 +162,7 @@ def save_policy(trainer: WholeCheckpoints, folder: Path) -> None:
     Raises:
         appo.training.atomic_checkpoint.CheckpointError: it cannot be written.
     """
-    meet = trainer.accelerator.wait_for_everyone
-    with whole_folder(folder, leads=trainer.args.should_save, meet=meet) as written:
+    with whole_folder(folder, leads=trainer.args.should_save, meet=barrier) as written:
         trainer.save_model(str(written))
 
 

@@ -24,13 +24,14 @@ from appo.models.prefix_packing import IGNORED, join_vision, unwrap
 from appo.models.vision_tower import freeze_vision_tower
 from appo.reports.run_folder import RunFolder
 from appo.rewards.templates import FORMATS
+from appo.rollout.collectives import any_process
 from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import VideoCache
 from appo.rollout.timers import Stopwatch
 from appo.training.config import APPOConfig
 from appo.training.rollout_logger import MetricsRecorder
 from appo.training.trainer_state import WholeCheckpoints
-from appo.training.vision_check import assert_sight
+from appo.training.vision_check import assert_vision
 from appo.video.frame_cache import cache_in
 from appo.video.reader import FrameSampling
 
@@ -184,22 +185,22 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of a policy that has been seen to see."""
-        if not self._checked_sight:
-            self._check_sight(model, inputs)
+        if not self._checked_vision:
+            self._check_vision(model, inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _check_sight(self, model: Any, inputs: dict[str, Any]) -> None:
+    def _check_vision(self, model: Any, inputs: dict[str, Any]) -> None:
         sees = "pixel_values_videos" in inputs
         # Sharded models run forward together, so all processes check as soon as one has a video.
-        self._checked_sight = bool(self.accelerator.gather(torch.tensor([sees], device=self.accelerator.device)).any())
-        if not self._checked_sight:
+        self._checked_vision = any_process(sees)
+        if not self._checked_vision:
             return
 
         def log_probs(batch: dict[str, Any]) -> Tensor:
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        assert_sight(model, log_probs, inputs, sees)
+        assert_vision(model, log_probs, inputs, sees)
 
 
 def make_sft_trainer(

@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from appo.models.checkpointing_names import quiet
+from appo.rollout.collectives import barrier
 from appo.training.atomic_checkpoint import (
     LAST,
     CheckpointError,
@@ -41,7 +42,7 @@ class WholeCheckpoints(CardWriter):
     It stands before TRL's trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
     """
 
-    _checked_sight = False  # appo's trainers make sure once that the policy sees
+    _checked_vision = False  # appo's trainers make sure once that the policy sees
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._parts: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
@@ -102,7 +103,7 @@ class WholeCheckpoints(CardWriter):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(self._get_output_dir(trial)), checkpoint_name(self.state.global_step)
         push = self.args.push_to_hub
-        meet, leads = self.accelerator.wait_for_everyone, self.args.should_save
+        meet, leads = barrier, self.args.should_save
         with whole_folder(folder / name, leads=leads, meet=meet) as written:
             self._partial, self.args.push_to_hub = written.parent, False
             try:
@@ -182,7 +183,7 @@ class WholeCheckpoints(CardWriter):
             "metrics": self._metrics["train"],
             "tokens": self._total_train_tokens,
             # The check of sight draws random numbers where there is dropout, so it must not be made twice.
-            "checked_sight": self._checked_sight,
+            "checked_sight": self._checked_vision,
         }
 
     def _restore_loop(self, state: Mapping[str, Any]) -> None:
@@ -201,7 +202,7 @@ class WholeCheckpoints(CardWriter):
         self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])
         self._total_train_tokens = state["tokens"]
-        self._checked_sight = state["checked_sight"]
+        self._checked_vision = state["checked_sight"]
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         """The summary is of the whole run, so its seconds are too."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from appo.models.log_probs import log_probs_at
 from appo.reports.run_folder import RunFolder
 from appo.rewards.functions import PAPER_REWARDS, reward_functions, score_answer
 from appo.rewards.templates import parse_response
-from appo.rollout.groups import Group, ScoredGroup
+from appo.rollout.pipeline import RolloutPipeline
 from appo.training.config import APPOConfig
 from appo.training.sft import make_sft_trainer
 from appo.training.trainer import APPOTrainer
-from appo.types import VideoQA
+from appo.types import Group, VideoQA
 
 PERCEIVED, PERCEIVED_RESPONSES = 48, 8  # held-out questions of level 1 on which attention is measured after training
 CURVES = {  # name in a cell -> name in TRL's logs
@@ -42,45 +42,46 @@ CURVES = {  # name in a cell -> name in TRL's logs
 }  # fmt: skip
 
 
-class ComparedTrainer(APPOTrainer):
-    """An APPOTrainer that counts what it generates, measures where it looks, and may take weights from a control."""
+class ComparedPipeline(RolloutPipeline):
+    """A rollout that counts what it generates, measures what is attended to, and may take weights from a control."""
 
-    def __init__(self, *args: Any, control: Control | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._control = control
-        self._generator = torch.Generator().manual_seed(self.args.seed)
-        self._generated, self._first_round = 0, True
+    control: Control | None = None
+    world: World
+    generated, first_round = 0, True
 
-    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        self._first_round = True
-        return super()._generate(prompts)
-
-    def _groups(self, rows: list[dict[str, Any]], prompts: list[Any], generated: tuple[Any, ...]) -> list[Group]:
-        groups = super()._groups(rows, prompts, generated)
-        samples = [sample for group in groups for sample in group]
-        self._generated += sum(len(sample.completion_ids) for sample in samples)
-        if self._first_round:
-            right = torch.stack([sample.rewards[self._accuracy_column] for sample in samples])
-            self._log_mean("compared/accuracy", float(right.mean()))
-            self._first_round = False
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Group]:
+        """One rollout."""
+        self.first_round = True
+        groups = super().__call__(*args, **kwargs)
+        self.log("compared/generated", float(self.generated), 1.0)
+        if self.control is not None:
+            with torch.no_grad():
+                groups = [replace(group, weights=self.control(group, self.world)) for group in groups]
+        for name, value in averaged([group_perception(group) for group in groups]).items():
+            self.log(f"compared/{name}", value, 1.0)
         return groups
 
-    def _score(self, *args: Any) -> list[ScoredGroup]:
-        scored = super()._score(*args)
-        self._log_mean("compared/generated", float(self._generated))
-        if self._control is not None:
-            world = World(self.weigher, self._log_probs_of, self._tokenizer, self._generator)
-            scored = [self._controlled(self._control, group, world) for group in scored]
-        for name, value in averaged([group_perception(group) for group in scored]).items():
-            self._log_mean(f"compared/{name}", value)
-        return scored
+    def reward(self, groups: Sequence[Group]) -> list[Group]:
+        """The rewards; logs the first round's accuracy."""
+        rewarded = super().reward(groups)
+        self.generated += sum(len(sample.ids) for group in rewarded for sample in group.samples)
+        if self.first_round:
+            right = torch.cat([group.rewards_GR[:, self.weigher.accuracy_column] for group in rewarded])
+            self.log("compared/accuracy", float(right.mean()), 1.0)
+            self.first_round = False
+        return rewarded
 
-    def _log_probs_of(self, scores: Any) -> Any:
-        return log_probs_at(self._base_model, scores, temperature=self.temperature)
 
-    @torch.no_grad()
-    def _controlled(self, control: Control, group: ScoredGroup, world: World) -> ScoredGroup:
-        return ScoredGroup(group.samples, group.timestamps_F, group.advantages_G, group.scores, control(group, world))
+def _compared(trainer: APPOTrainer, control: Control | None) -> None:
+    """Have the trainer's rollouts counted and measured."""
+    pipeline = ComparedPipeline(**vars(trainer.pipeline))
+
+    def log_probs_of(scores: Any) -> Any:
+        return log_probs_at(trainer.base_model, scores, temperature=trainer.temperature)
+
+    generator = torch.Generator().manual_seed(trainer.args.seed)
+    pipeline.control, pipeline.world = control, World(pipeline.weigher, log_probs_of, trainer._tokenizer, generator)
+    trainer.pipeline = pipeline
 
 
 class Curves(TrainerCallback):
@@ -211,14 +212,14 @@ def _train(variant: Variant, model: Any, processor: Any, questions: Sequence[Vid
         trainer = make_sft_trainer(model, processor, rows, config, folder, reasoning=variant.reasoning)
     else:
         config.reward_weights = list(PAPER_REWARDS.values())
-        trainer = ComparedTrainer(
+        trainer = APPOTrainer(
             model,
             reward_functions(list(PAPER_REWARDS)),
             config,
             train_dataset=rows,
             processing_class=processor,
-            control=variant.control,
         )
+        _compared(trainer, variant.control)
         trainer.remove_callback(PrinterCallback)
     trainer.add_callback(curves)
     trainer.train()

@@ -25,9 +25,8 @@ from appo.method.perception import (
     perception_tokens,
     rank_divergence,
 )
-from appo.rollout.groups import ScoredGroup
 from appo.rollout.token_weights import Weigher, with_base
-from appo.types import GroupScores, PerceptionWeights
+from appo.types import Group, GroupScores, PerceptionWeights
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class World:
     generator: torch.Generator
 
 
-Control = Callable[[ScoredGroup, World], PerceptionWeights]
+Control = Callable[[Group, World], PerceptionWeights]
 
 
-def shuffled(group: ScoredGroup, world: World) -> PerceptionWeights:
+def shuffled(group: Group, world: World) -> PerceptionWeights:
     """The method's own weights, dealt out anew among the tokens of each response: the same step, other tokens."""
     scores, weights = _parts(group)
     order_GN = torch.arange(scores.mask_GN.shape[1]).repeat(len(scores.mask_GN), 1)
@@ -62,15 +61,15 @@ def shuffled(group: ScoredGroup, world: World) -> PerceptionWeights:
     return replace(weights, **dealt)
 
 
-def true_frames(group: ScoredGroup, world: World) -> PerceptionWeights:
+def true_frames(group: Group, world: World) -> PerceptionWeights:
     """Steps 5-8 with the frames that truly show the answer as the crucial ones."""
     scores, weights = _parts(group)
     crucial_F = torch.zeros_like(weights.crucial_F)
-    crucial_F[torch.tensor(group.samples[0].row["event_frames"], device=crucial_F.device)] = True
+    crucial_F[torch.tensor(group.row["event_frames"], device=crucial_F.device)] = True
     return _with_frames(crucial_F, scores, weights, world)
 
 
-def random_frames(group: ScoredGroup, world: World) -> PerceptionWeights:
+def random_frames(group: Group, world: World) -> PerceptionWeights:
     """Steps 5-8 with as many frames as the method found crucial, drawn at random: the same attention, other frames."""
     scores, weights = _parts(group)
     order_F = torch.randperm(len(weights.crucial_F), generator=world.generator).to(weights.crucial_F.device)
@@ -86,17 +85,17 @@ def _with_frames(crucial_F: Tensor, scores: GroupScores, weights: PerceptionWeig
     return with_base(found, scores.mask_GN, settings["base_weight"])
 
 
-def decisive_tokens(group: ScoredGroup, world: World) -> PerceptionWeights:
+def decisive_tokens(group: Group, world: World) -> PerceptionWeights:
     """1 for the words that decide the answer (:func:`decisive_words`), 0 for all others."""
     scores, weights = _parts(group)
     chosen_GN = torch.zeros_like(scores.mask_GN)
     for row_N, sample in zip(chosen_GN, group.samples, strict=True):
-        words = [world.tokenizer.decode([token]).strip() for token in sample.completion_ids]
+        words = [world.tokenizer.decode([token]).strip() for token in sample.ids]
         row_N[: len(words)] = torch.tensor(decisive_words(words), device=row_N.device)
     return replace(weights, weights_GN=chosen_GN.float(), chosen_GN=chosen_GN)
 
 
-def same_position(group: ScoredGroup, world: World) -> PerceptionWeights:
+def same_position(group: Group, world: World) -> PerceptionWeights:
     """TW-GRPO's weights (arXiv 2505.24718): tokens are aligned by their position, not by what they look at.
 
     D_j = mean over the responses that have a token j of KL(p_ij || their mean), min-max over positions, weight
@@ -122,7 +121,7 @@ def _weights_of(tokens_CGK: Tensor, scores: GroupScores, world: World) -> Percep
     )
 
 
-def _parts(group: ScoredGroup) -> tuple[GroupScores, PerceptionWeights]:
+def _parts(group: Group) -> tuple[GroupScores, PerceptionWeights]:
     assert group.scores is not None
     assert group.weights is not None
     return group.scores, group.weights

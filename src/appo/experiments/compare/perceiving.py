@@ -15,8 +15,7 @@ from appo.method.attention_baseline import FrameShares, relative_attention, vide
 from appo.method.perception import crucial_frames, looked_at_frames, response_frame_scores
 from appo.models.log_probs import score_group
 from appo.rewards.functions import score_answer
-from appo.rollout.groups import ScoredGroup
-from appo.types import GroupScores
+from appo.types import Group, GroupScores
 
 
 def looked(scores: GroupScores, accuracy_G: torch.Tensor, events: Sequence[int]) -> dict[str, float]:
@@ -45,15 +44,15 @@ def averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
-def group_perception(group: ScoredGroup) -> dict[str, float]:
+def group_perception(group: Group) -> dict[str, float]:
     """Of a group with weights: ``recall`` of the true frames, ``crucial``: share of frames that are, :func:`looked`.
 
     A recall equal to the share of crucial frames is what chance gives.
     """
-    events = group.samples[0].row.get("event_frames")
+    events = group.row.get("event_frames")
     if group.scores is None or group.weights is None or not events:
         return {}
-    accuracy_G = torch.stack([sample.rewards[0] for sample in group.samples])
+    accuracy_G = group.rewards_GR[:, 0]
     found = {
         "recall": recall(group.weights.crucial_F, events),
         "crucial": float(group.weights.crucial_F.float().mean()),

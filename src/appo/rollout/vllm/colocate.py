@@ -13,16 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from appo.models.log_probs import word_logits
+from appo.rollout.collectives import gather_values
 from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import Messages, PromptInputs, message_parts, vision_token_ids
-from appo.rollout.groups import Group
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt, TrainingPositions, check_tokens, engine_prompt
 from appo.rollout.vllm.server import VideoClient
-from appo.types import GroupScores
+from appo.types import Group, GroupScores
 
 logger = logging.getLogger(__name__)
 
@@ -105,24 +104,21 @@ class VideoEngine:
     def carry(
         self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
     ) -> list[list[EnginePrompt] | None]:
-        """What travels in the place of each row's images: its conversation for vLLM; None for text alone.
+        """What travels in the place of each prompt's images: its conversation for vLLM; None for text alone.
 
-        Rows of a group share one EnginePrompt, and it shares the frames that ``encoded`` was made of.
+        An EnginePrompt shares the frames that ``encoded`` was made of.
         """
-        carried: list[list[EnginePrompt] | None] = []
-        for row, messages in enumerate(conversations):
-            if row > 0 and encoded[row] is encoded[row - 1]:
-                carried.append(carried[-1])
-            elif all(part["type"] == "text" for part in message_parts(messages)):
-                carried.append(None)
-            else:
-                carried.append([engine_prompt(encoder, messages, encoded[row])])
-        return carried
+        return [
+            None
+            if all(part["type"] == "text" for part in message_parts(messages))
+            else [engine_prompt(encoder, messages, prompt)]
+            for messages, prompt in zip(conversations, encoded, strict=True)
+        ]
 
     def check(
         self,
         groups: Sequence[Group],
-        score: Callable[[Group, PromptInputs], GroupScores],
+        score: Callable[[Group], GroupScores],
         as_forward: Callable[..., Any],
     ) -> None:
         """Assert that vLLM reads and scores as training does: once, as soon as every process has a group with a video.
@@ -137,15 +133,13 @@ class VideoEngine:
         """
         if self.checked:
             return
-        seen = [group for group in groups if "video_grid_thw" in (group[0].inputs or {})]
+        seen = [group for group in groups if "video_grid_thw" in (group.prompt or {})]
         # Scoring is a collective operation where parameters are sharded: all processes do it, or none.
-        self.checked = all(gather_object([bool(seen)]))
+        self.checked = all(gather_values(bool(seen)))
         if self.checked:
-            inputs = seen[0][0].inputs
-            assert inputs is not None
             if self._positions is not None:
-                self._positions.check(inputs)
-            scores = score(seen[0], inputs)
+                self._positions.check(seen[0].prompt)
+            scores = score(seen[0])
             self._check_log_probs(seen[0], scores, as_forward(self._allowed, scores))
 
     def _check_log_probs(self, group: Group, scores: GroupScores, allowed_GN: Tensor) -> None:
@@ -187,7 +181,7 @@ def log_prob_difference(group: Group, scores: GroupScores, allowed_GN: Tensor) -
     ours = scores.log_probs_GN.detach() - allowed_GN
     pairs = [
         (sampled, float(ours[g, n]))
-        for g, sample in enumerate(group)
+        for g, sample in enumerate(group.samples)
         for n, sampled in enumerate(sample.logprobs or [])
         if sampled is not None
     ]
