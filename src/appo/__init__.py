@@ -1,25 +1,12 @@
 """appo: train video language models to see better, with reinforcement learning.
 
-``from appo import APPOTrainer, APPOConfig`` is all a training script needs. The names are looked up when they are first
-used, so that rooms which need neither transformers nor trl stay light.
+``from appo import APPOTrainer, APPOConfig`` is all a training script needs. Names are looked up when they are first
+used, so that ``import appo`` loads neither torch nor transformers. Packages, in the order data flows: `method`,
+`rewards`, `video`, `data`, `models`, `rollout`, `world`, `reports`, `training`, `evaluation`, `experiments`, `cli`.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from appo.training.config import APPOConfig
-    from appo.training.trainer import APPOTrainer
+import lazy_loader
 
 __version__ = "0.1.0"
-__all__ = ["APPOConfig", "APPOTrainer", "__version__"]
-
-_ROOMS = {"APPOConfig": "appo.training.config", "APPOTrainer": "appo.training.trainer"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'appo' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]

@@ -15,7 +15,7 @@ from transformers import (
 
 from appo.models.loading import load_model
 from appo.models.mrope import use_pretrained_positions
-from appo.models.names import policy_path
+from appo.models.names import policy_path as policy_path
 from appo.world.processor import build_processor
 
 ROPE_THETA = 1e4

@@ -1,0 +1,13 @@
+from .method.perception import token_weights as token_weights
+from .models.log_probs import score_group as score_group
+from .models.mrope import use_pretrained_positions as use_pretrained_positions
+from .training.config import APPOConfig as APPOConfig
+from .training.trainer import APPOTrainer as APPOTrainer
+from .types import FrameSpans as FrameSpans
+from .types import Group as Group
+from .types import GroupScores as GroupScores
+from .types import PerceptionWeights as PerceptionWeights
+from .types import Sample as Sample
+from .types import VideoQA as VideoQA
+
+__version__: str

@@ -1,0 +1,11 @@
+from .attention_baseline import FrameShares as FrameShares
+from .attention_baseline import relative_attention as relative_attention
+from .perception import chosen_tokens as chosen_tokens
+from .perception import combined_weights as combined_weights
+from .perception import crucial_frames as crucial_frames
+from .perception import looked_at_frames as looked_at_frames
+from .perception import minmax as minmax
+from .perception import perception_tokens as perception_tokens
+from .perception import rank_divergence as rank_divergence
+from .perception import response_frame_scores as response_frame_scores
+from .perception import token_weights as token_weights
