@@ -58,7 +58,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
         ("world.world world.teacher", "torch numpy transformers trl"),
         ("reports.page reports.console cli.spotlight", "torch numpy transformers trl av"),  # a page needs no model
         ("training.start_checks training.setting_rules models.names", "torch numpy transformers trl datasets"),
-        ("cli.main", "torch transformers trl"),  # --help and a user's mistake are answered at once
+        ("cli.main", "torch transformers trl datasets numpy rich"),  # --help and a user's mistake are answered at once
     ],
 )  # fmt: skip
 def test_modules_load_no_more_than_they_need(modules: str, absent: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoProcessor
 
-from appo.cli.data import run_check
+from appo.cli.data_check import run_check
 from appo.cli.main import main
 from appo.data import validation as checking
 from appo.data.relocating import find_fix

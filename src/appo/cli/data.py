@@ -1,23 +1,17 @@
-"""`appo data check`: its flags, and what it prints: a bar while files are decoded, then counts and examples."""
+"""`appo data check`: its flags, and what it calls."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from appo.cli.argument_types import count, positive
 from appo.models.names import checkpoint_of
 
 if TYPE_CHECKING:
-    from appo.data.validation import Fault, Report
     from appo.video.caching import Keeping
 
 HELP = "find everything that is wrong with annotations, videos and images"
@@ -26,7 +20,6 @@ EXAMPLE = (
     "  appo data check jsonl --annotations mine.jsonl --quick --allow 10\n\n"
     "Exit code 0 with at most N faults (--allow), 2 with more. What is checked: docs/data.md."
 )
-EXAMPLES_SHOWN = 3  # faults of a category that are shown
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +42,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check; returns the exit code: 2 where there are more faults than allowed."""
+
     from rich.console import Console
+
+    from appo.cli.data_check import run_check
 
     where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
     how = {name: getattr(arguments, name) for name in ("quick", "workers", "report")}
@@ -71,70 +67,3 @@ def _keeping(arguments: argparse.Namespace) -> Keeping | None:
 
     sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
     return Keeping(arguments.frame_cache, checkpoint, sampling)
-
-
-class _Rate(ProgressColumn):
-    """Files a second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate over the last while."""
-        return Text(f"{task.speed:.1f} files/s" if task.speed else "")
-
-
-def run_check(
-    console: Console,
-    name: str,
-    annotations: str,
-    videos: str | None,
-    split: str | None,
-    *,
-    quick: bool,
-    workers: int,
-    report: Path | None,
-    keeping: Keeping | None = None,
-) -> int:
-    """Check, print, write; returns how many faults there are.
-
-    Raises:
-        ValueError, OSError: as :func:`appo.data.validation.check`, or the report cannot be written.
-    """
-    from appo.data.validation import check
-
-    columns = TextColumn("checking"), BarColumn(bar_width=24), MofNCompleteColumn(), _Rate()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checking", total=None)
-
-        def on_file(done: int, files: int) -> None:
-            bar.update(task, completed=done, total=files)
-
-        found = check(name, annotations, videos, split, quick=quick, workers=workers, keeping=keeping, on_file=on_file)
-    print_report(console, found)
-    if report is not None:
-        found.write(report)
-        _line(console, f"all of it: {report}")
-    return len(found.faults)
-
-
-def print_report(console: Console, report: Report) -> None:
-    """Counts, the first faults of each category, and which change makes missing files resolve."""
-    how = " (one frame of each video)" if report.quick else ""
-    size = f"{report.rows} rows, {report.files} files{how}"
-    _line(console, f"{size}: {report.good} rows good, {len(report.faults)} faults")
-    for category, faults in report.counts.items():
-        if faults:
-            _line(console, f"{faults:>7} {category}")
-            _print_examples(console, [fault for fault in report.faults if fault.category == category])
-    if report.fix:
-        _line(console, f"missing files: {report.fix}")
-
-
-def _print_examples(console: Console, faults: Sequence[Fault]) -> None:
-    for fault in faults[:EXAMPLES_SHOWN]:
-        _line(console, f"        {fault.message}")
-    if len(faults) > EXAMPLES_SHOWN:
-        _line(console, f"        ... and {len(faults) - EXAMPLES_SHOWN} more (--report lists all)")
-
-
-def _line(console: Console, text: str) -> None:
-    """One line, however long: it may be searched for."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

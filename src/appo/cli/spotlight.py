@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appo.models.names import checkpoint_of
-from appo.reports.run_folder import PAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,4 +114,6 @@ def _seen(paths: Sequence[Path]) -> list[SeenRun]:
 
 
 def _default(runs: Sequence[Path]) -> Path:
+    from appo.reports.run_folder import PAGE
+
     return runs[0] / PAGE if len(runs) == 1 else Path(f"spotlight-{datetime.now(UTC):%Y%m%d-%H%M%S}.html")
