@@ -76,7 +76,7 @@ def write_page(file: Path, runs: Sequence[SeenRun]) -> Path:
 
 def render(data: str, title: str) -> str:
     """The page around its data, a JSON text in ASCII."""
-    environment = Environment(loader=PackageLoader("appo", "pages"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("appo.reports", "pages"), autoescape=True, undefined=StrictUndefined)
     pages = resources.files("appo.reports") / "pages"
     scripts = [(pages / name).read_text(encoding="utf-8") for name in SCRIPTS]
     return environment.get_template("spotlight.html.jinja").render(
