@@ -39,7 +39,8 @@ from appo.experiments.plan.architecture import VideoShape
 from appo.experiments.plan.memory import CPU, Run
 from appo.experiments.plan.phases import phases
 from appo.rewards.templates import build_messages
-from appo.rollout.timers import STEP_PARTS, Stopwatch
+from appo.rollout.timers import Stopwatch
+from appo.types import STEP_PARTS
 from appo.world import generate
 
 MARK = "appo/"

@@ -36,7 +36,7 @@ from appo.rollout.generation import (
     vision_token_ids,
 )
 from appo.rollout.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
-from appo.rollout.timers import STEP_PARTS, Stopwatch
+from appo.rollout.timers import Stopwatch
 from appo.rollout.token_weights import Weigher
 from appo.rollout.vllm.colocate import VideoEngine
 from appo.training.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
@@ -44,7 +44,7 @@ from appo.training.fault_tolerance import PICTURE_COLUMNS, SteadyTrainer
 from appo.training.processes import any_process, most_of_all
 from appo.training.trl_batch import PackedModel, SeeingModel, batch_weights, by_group, by_row
 from appo.training.vision_check import assert_sight
-from appo.types import GroupScores
+from appo.types import STEP_PARTS, GroupScores
 from appo.video.decode_worker import Decoder
 from appo.video.frame_cache import cache_in
 from appo.video.reader import FrameSampling

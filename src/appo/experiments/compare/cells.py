@@ -71,7 +71,9 @@ class ComparedTrainer(APPOTrainer):
         if self._control is not None:
             world = World(self.weigher, self._log_probs_of, self._tokenizer, self._generator)
             scored = [self._controlled(self._control, group, world) for group in scored]
-        for name, value in averaged([group_perception(group) for group in scored]).items():
+        threshold = self.weigher.settings["threshold"]
+        found = [group_perception(group, self._accuracy_column, threshold) for group in scored]
+        for name, value in averaged(found).items():
             self._log_mean(f"compared/{name}", value)
         return scored
 

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from appo.experiments.study.scenes import told
 from appo.experiments.study.words import REASON, description_of, reasoning_prompt
+from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 from appo.world.policy import ROPE_THETA, start_as_lookup
 from appo.world.processor import build_tokenizer
@@ -31,7 +32,6 @@ from appo.world.world import LEVELS, TASKS, make_question, make_scene
 STAGES = (50, 100, 400)
 BATCH, RATE, WARM = 48, 2e-3, 20
 MORE_QUESTIONS = 5  # about a scene that was described in full
-IGNORED = -100
 
 # Of a prompt the model reads description and question; the instruction around them is the same in all prompts, and of
 # words that it has not.
