@@ -29,7 +29,7 @@ from appo.experiments.compare.methods import in_order, variant_of, variants_of
 from appo.experiments.compare.plots import learning_curves
 from appo.experiments.compare.summaries import Cells, share, summary
 from appo.experiments.compare.tables import markdown
-from appo.files import atomic_write
+from appo.files import atomic_write, rename_folder
 from appo.models.loading import fingerprint
 from appo.reports.jsonl import RecordError
 from appo.reports.run_folder import as_json, describe_run
@@ -222,9 +222,11 @@ def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         generate(partial, level, count, seed)
         try:
-            partial.rename(folder)
-        except OSError:  # another process was faster, with the same clips
+            rename_folder(partial, folder)
+        except OSError:
             shutil.rmtree(partial)
+            if not folder.exists():  # no other process was faster, with the same clips
+                raise
     questions: list[VideoQA] = load_annotations(folder)
     return questions
 
