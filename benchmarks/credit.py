@@ -43,6 +43,7 @@ from appo.experiments.compare.cells import setting_of
 from appo.experiments.compare.controls import World
 from appo.experiments.compare.descriptions import decisive_words
 from appo.experiments.compare.methods import Variant, variant_of
+from appo.experiments.figures import require_matplotlib
 from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at, score_group
 from appo.rewards.functions import score_answer
@@ -329,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--ways", help="methods of appo compare, comma between, dapo among them (default: about thirty)"
     )
     args = parser.parse_args(argv)
+    require_matplotlib()
     harness.prepare(args)
     result = harness.provenance(args, sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,7 @@ from appo.experiments.compare.methods import in_order, variant_of, variants_of
 from appo.experiments.compare.plots import learning_curves
 from appo.experiments.compare.summaries import Cells, share, summary
 from appo.experiments.compare.tables import markdown
+from appo.experiments.figures import require_matplotlib
 from appo.files import atomic_write, rename_folder
 from appo.models.loading import fingerprint
 from appo.reports.jsonl import RecordError
@@ -91,6 +92,7 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
     Raises:
         ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
     """
+    require_matplotlib()
     for name in variants_of(list(comparison.methods)):
         config_of(name, 0, comparison.steps, comparison.output)
     open_folder(comparison)

@@ -9,6 +9,7 @@ from typing import Any
 
 from appo.cli.evaluate import SPOTLIGHT, EvalSettings, questions_of
 from appo.evaluation.predictions import CLIPS
+from appo.experiments.figures import require_matplotlib
 from appo.experiments.study.describing import Looking
 from appo.experiments.study.endpoints import Calling
 from appo.experiments.study.members import TRUTH, Perceiver, Reasoner, each_once, identity
@@ -65,7 +66,8 @@ class StudySettings:
 
 
 def check(settings: StudySettings) -> None:
-    """Raise ValueError for settings that cannot be meant."""
+    """Raise ValueError for settings that cannot be meant, and where a package is missing."""
+    require_matplotlib()
     each_once(settings.perceivers, "--perceiver")
     each_once(settings.reasoners, "--reasoner")
     if settings.level not in LEVELS:
