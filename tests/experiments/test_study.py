@@ -88,7 +88,7 @@ def test_a_finished_study_asks_nothing_and_stays_as_it_is(tmp_path: Path, monkey
         raise AssertionError("this was asked before")
 
     monkeypatch.setattr("appo.experiments.study.describing.load_model", never)
-    monkeypatch.setattr("appo.experiments.study.describing.told", never)
+    monkeypatch.setattr("appo.experiments.study.describing.scene_in_words", never)
     monkeypatch.setattr("appo.experiments.study.answering.rule_answer", never)
     assert study(tmp_path, *words) == 0
     assert contents(tmp_path) == before

@@ -158,16 +158,7 @@ def run_one(comparison: Comparison, name: str) -> None:
 def start_process(comparison: Comparison, cell: CellName) -> subprocess.Popen[bytes]:
     """A cell in a process with one thread; what it says goes to the folder's logs."""
     name = _file(comparison, cell).stem
-    flags: dict[str, Any] = {
-        "methods": ",".join(comparison.methods),
-        "seeds": comparison.seeds,
-        "steps": comparison.steps,
-        "questions": comparison.questions,
-        "level": comparison.level,
-        "policy": comparison.policy,
-        "output": comparison.output,
-        "only": name,
-    }
+    flags = vars(comparison) | {"methods": ",".join(comparison.methods), "only": name}
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (comparison.output / "logs" / f"{name}.log").open("wb") as log:

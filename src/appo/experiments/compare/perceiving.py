@@ -70,14 +70,14 @@ def group_perception(group: ScoredGroup, accuracy_column: int, threshold: float)
 
 @torch.no_grad()
 def perceive(
-    model: Any, processor: Any, asked: HeldOut, responses: int, seed: int, settings: Mapping[str, Any]
+    model: Any, processor: Any, held_out: HeldOut, responses: int, seed: int, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """What a policy looks at while it answers, however it was trained: the same questions, the same random numbers.
 
     Args:
         model: the policy.
         processor: its processor.
-        asked: each question is answered by a group of sampled responses.
+        held_out: each question is answered by a group of sampled responses.
         responses: G.
         seed: of the sampling; the random numbers of whoever calls are left alone.
         settings: ``score_tokens``, ``top_frames``, ``strategy`` and ``threshold`` of the crucial frames.
@@ -89,11 +89,11 @@ def perceive(
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        groups = sampled(model, processor, asked.prompts, responses=responses, temperature=1.0)
+        groups = sampled(model, processor, held_out.prompts, responses=responses, temperature=1.0)
     rows, shares = [], FrameShares()
-    scored = [score_group(model, prompt, ids_G) for prompt, ids_G in zip(asked.prompts, groups, strict=True)]
+    scored = [score_group(model, prompt, ids_G) for prompt, ids_G in zip(held_out.prompts, groups, strict=True)]
     shares.update((s.frame_attention_GNF, s.mask_GN) for s in scored if s.frame_attention_GNF is not None)
-    for question, ids_G, scores in zip(asked.questions, groups, scored, strict=True):
+    for question, ids_G, scores in zip(held_out.questions, groups, scored, strict=True):
         texts = processor.batch_decode(ids_G, skip_special_tokens=True)
         accuracy_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
         rows.append(_found(scores, accuracy_G, question.metadata["event_frames"], shares, settings))

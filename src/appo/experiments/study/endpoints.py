@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appo.experiments.study.members import Reasoner
-from appo.experiments.study.text_models import Said
+from appo.experiments.study.text_models import ChatAnswer
 
 FAILURES_IN_A_ROW = 10
 # What some servers refuse, and what they are told instead; None: nothing.
@@ -49,30 +49,30 @@ class Calling:
 
 
 @dataclass
-class Purse:
-    """Dollars that may be spent in all; what is on its way is set aside at the most that it can cost."""
+class Budget:
+    """Dollars that may be spent in all; what is on its way is reserved at the most that it can cost."""
 
-    budget: float = float("inf")
+    limit: float = float("inf")
     spent: float = 0.0
-    aside: float = 0.0
+    reserved: float = 0.0
 
     def covers(self, most: float) -> bool:
         """Whether a request that costs so much at most may be sent."""
-        return self.spent + self.aside + most <= self.budget
+        return self.spent + self.reserved + most <= self.limit
 
 
 class BudgetError(ValueError):
     """The next request could cost more than is left."""
 
 
-Tell = Callable[[str, "Said | str"], None]
+OnAnswer = Callable[[str, "ChatAnswer | str"], None]
 
 
 class Endpoint:
     """One model behind one address; remembers over calls what its server refuses, and how many requests were sent."""
 
-    def __init__(self, reasoner: Reasoner, calling: Calling, purse: Purse) -> None:
-        self.reasoner, self.calling, self.purse = reasoner, calling, purse
+    def __init__(self, reasoner: Reasoner, calling: Calling, budget: Budget) -> None:
+        self.reasoner, self.calling, self.budget = reasoner, calling, budget
         self.requests = 0
         self._refused: set[str] = set()
 
@@ -81,21 +81,21 @@ class Endpoint:
         _packages()
         self._key()
 
-    def ask(self, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
-        """Ask all prompts; what was told is kept however it ends.
+    def ask(self, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
+        """Ask all prompts; every answer is reported, however it ends.
 
         Args:
             prompts: (key, prompt), each key once.
-            tell: called with key and answer as they come, or with key and why there is none, one line.
+            on_answer: called with key and answer as they come, or with key and why there is none, one line.
 
         Raises:
-            BudgetError: the purse covers no further request; those on their way were waited for and told.
+            BudgetError: the budget covers no further request; those on their way were waited for and reported.
             ValueError: key, model or address are wrong, or `FAILURES_IN_A_ROW` requests failed one after the other.
         """
         if prompts:
-            asyncio.run(self._ask(prompts, tell))
+            asyncio.run(self._ask(prompts, on_answer))
 
-    async def _ask(self, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
+    async def _ask(self, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
         openai, AsyncLimiter = _packages()
         per_minute = self.calling.requests_per_minute
         turn = AsyncLimiter(1, 60 / per_minute) if per_minute else nullcontext()
@@ -113,21 +113,21 @@ class Endpoint:
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [take_turn]}),
         )
         async with client:
-            await self._ask_all(client, prompts, tell)
+            await self._ask_all(client, prompts, on_answer)
 
-    async def _ask_all(self, client: Any, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
+    async def _ask_all(self, client: Any, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
         """Send while there is room and money; raise what stopped it once nothing is on its way any more."""
-        waiting, sent = deque(prompts), dict[asyncio.Task[Said | str], tuple[str, str]]()
+        waiting, sent = deque(prompts), dict[asyncio.Task[ChatAnswer | str], tuple[str, str]]()
         stop: ValueError | None = None
         failed = 0
         while True:
             while waiting and stop is None and len(sent) < self.calling.at_once:
                 most = self.most(waiting[0][1])
-                if not self.purse.covers(most):
-                    if not sent:  # nothing that was set aside can come back
+                if not self.budget.covers(most):
+                    if not sent:  # nothing that is reserved can come back
                         stop = BudgetError(f"{self.reasoner.name}: the next answer may cost up to ${most:.6f}")
                     break
-                self.purse.aside += most
+                self.budget.reserved += most
                 key, prompt = waiting.popleft()
                 sent[asyncio.create_task(self.one(client, prompt))] = key, prompt
             if not sent:
@@ -135,34 +135,34 @@ class Endpoint:
             done, _ = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in sent if task in done]:
                 key, prompt = sent.pop(task)
-                self.purse.aside = self.purse.aside - self.most(prompt) if sent else 0.0
+                self.budget.reserved = self.budget.reserved - self.most(prompt) if sent else 0.0
                 try:
                     answer = task.result()
-                    tell(key, answer)
+                    on_answer(key, answer)
                     failed = self._settle(prompt, answer, failed)
                 except ValueError as error:
                     stop = stop or error
         if stop is not None:
             raise stop
 
-    def _settle(self, prompt: str, answer: Said | str, failed: int) -> int:
+    def _settle(self, prompt: str, answer: ChatAnswer | str, failed: int) -> int:
         """Pay for an answer; how many requests have failed one after the other. Raises ValueError for too many."""
-        if isinstance(answer, Said):
-            self.purse.spent += self.cost(answer.tokens, prompt)
+        if isinstance(answer, ChatAnswer):
+            self.budget.spent += self.cost(answer.tokens, prompt)
             return 0
         if failed + 1 >= FAILURES_IN_A_ROW:
             name = self.reasoner.name
             raise ValueError(f"{name}: {failed + 1} requests failed one after the other, the last: {answer}")
         return failed + 1
 
-    async def one(self, client: Any, prompt: str) -> Said | str:
+    async def one(self, client: Any, prompt: str) -> ChatAnswer | str:
         """An answer, or why there is none. Raises ValueError where every other prompt would fail as well."""
         (openai, _), name = _packages(), self.reasoner.name
         settings = self._settings()
         message = {"role": "user", "content": prompt}
         try:
             reply = await client.chat.completions.create(model=self.reasoner.source, messages=[message], **settings)
-            return _said(reply)
+            return _chat_answer(reply)
         except openai.BadRequestError as error:
             if refused := [word for word in INSTEAD if word in settings and word in str(error.body)]:
                 self._refused.update(refused)
@@ -206,13 +206,13 @@ class Endpoint:
         return text.replace(self._key(), "***") if os.environ.get(self.calling.key_variable) else text
 
 
-def _said(reply: Any) -> Said:
+def _chat_answer(reply: Any) -> ChatAnswer:
     """An answer and its tokens. Raises ValueError, AttributeError or the like for what is no reply."""
     if isinstance(reply, str) or not reply.choices:
         raise ValueError("the reply is no chat completion")
     usage = reply.usage
     tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else None
-    return Said(reply.choices[0].message.content or "", tokens)
+    return ChatAnswer(reply.choices[0].message.content or "", tokens)
 
 
 def _packages() -> tuple[Any, Any]:
