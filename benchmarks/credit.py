@@ -26,7 +26,6 @@ import harness  # first: it sets OpenMP's waiting before torch loads
 
 # isort: split
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from appo.experiments.compare.ablations import ablation_curves, ablations
@@ -43,6 +43,7 @@ from appo.experiments.compare.cells import setting_of
 from appo.experiments.compare.controls import World
 from appo.experiments.compare.descriptions import decisive_words
 from appo.experiments.compare.methods import Variant, variant_of
+from appo.experiments.figures import require_matplotlib
 from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at, score_group
 from appo.rewards.functions import score_answer
@@ -256,11 +257,8 @@ def estimates(blocks: Blocks, names: Sequence[str], per_block: int) -> dict[str,
 
 
 def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, from the integral of its density (no scipy here)."""
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    x = torch.linspace(0, 50, 500_001, dtype=torch.float64)
-    density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    return float(x[1:][torch.cumulative_trapezoid(density, x) < 0.475][-1])
+    """The 97.5 % quantile of Student's t."""
+    return float(stdtrit(freedom, 0.975))
 
 
 def credit_shares(batch: Sequence[Asked], weights: Sequence[Sequence[Tensor]], tokenizer: Any) -> list[float]:
@@ -324,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--ways", help="methods of appo compare, comma between, dapo among them (default: about thirty)"
     )
     args = parser.parse_args(argv)
+    require_matplotlib()
     harness.prepare(args)
     result = harness.provenance(args, sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,8 @@ from appo.experiments.plan.architecture import VideoShape
 from appo.experiments.plan.memory import CPU, Run
 from appo.experiments.plan.phases import phases
 from appo.rewards.templates import build_messages
-from appo.rollout.timers import STEP_PARTS, Stopwatch
+from appo.rollout.timers import Stopwatch
+from appo.types import STEP_PARTS
 from appo.world import generate
 
 MARK = "appo/"
@@ -238,15 +239,15 @@ def run_of(cell: Cell, trainer: APPOTrainer, inputs: Any) -> Run:
     return Run(
         architecture=SHAPES[cell.model],
         video=video,
-        prompt_text=inputs["input_ids"].shape[1] - video.tokens,
-        generations=cell.generations,
-        completion=cell.completion,
-        prompts=cell.prompts,
+        prompt_text_tokens=inputs["input_ids"].shape[1] - video.tokens,
+        num_generations=cell.generations,
+        max_completion_length=cell.completion,
+        prompts_per_gpu=cell.prompts,
         rows_per_chunk=cell.rows_per_chunk,
-        precision=cell.precision,
-        checkpointing=cell.checkpointing,
+        dtype=cell.precision,
+        gradient_checkpointing=cell.checkpointing,
         gpus=1,
-        lora_rank=cell.lora_rank,
+        lora_r=cell.lora_rank,
         capture_layers=trainer.args.attention_layers,
         kernels=replace(CPU, head_tile=cell.head_tile),
     )

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written: a kill, a full disk, a power cut."""
+"""Files and folders that are whole or absent, whatever ends the writing: a kill, a full disk, a power cut."""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ def atomic_write(file: Path, content: str | bytes) -> None:
             os.fsync(handle.fileno())
         part.replace(file)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise OSError(error.errno, error.strerror, str(file)) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def rename_folder(written: Path, final: Path) -> None:
+    """Give a folder its name once everything in it is on the disk.
+
+    Raises:
+        OSError: it cannot be synced or renamed; a folder of that name that is not empty stays as it is.
+    """
+    files = [path for path in written.rglob("*") if path.is_file()]
+    for path in (*files, *{file.parent for file in files}):
+        _sync(path)
+    written.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Parts of a training step whose seconds a line of metrics.jsonl has, as time/PART.
+STEP_PARTS = ("decode", "vision", "generate", "rewards", "score", "weights", "update")
+
 
 @dataclass(frozen=True)
 class VideoQA:

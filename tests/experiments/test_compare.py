@@ -20,7 +20,7 @@ from appo.evaluation.inference import predict
 from appo.experiments.compare import cells
 from appo.experiments.compare.compare import Comparison, compare, open_folder, run_one, start_process
 from appo.experiments.compare.held_out import encoded, sampled
-from appo.experiments.compare.methods import OURS, variant_of
+from appo.experiments.compare.methods import RELATIVE, variant_of
 from appo.experiments.demo import prompts_a_step
 from appo.reports.jsonl import RecordError
 from appo.world import generate, load_policy
@@ -139,7 +139,7 @@ def test_held_out_questions_encoded_once_are_answered_as_from_their_files(tmp_pa
 
 def test_a_changed_setting_is_a_method_of_its_own(tmp_path) -> None:
     variant = variant_of("appo-relative+base_weight=0.5+learning_rate=1e-3+divergence=k3")
-    assert variant.settings == {**OURS, "base_weight": 0.5, "learning_rate": 1e-3, "divergence": "k3"}
+    assert variant.settings == {**RELATIVE, "base_weight": 0.5, "learning_rate": 1e-3, "divergence": "k3"}
     assert variant.meaning == "appo-relative, base_weight 0.5, learning_rate 0.001, divergence k3"
     config = cells.config_of("dapo+num_generations=4", 3, 5, tmp_path)
     assert (config.method, config.num_generations, config.seed, config.max_steps) == ("dapo", 4, 3, 5)

@@ -190,7 +190,7 @@ def test_perception_of_a_group_by_hand() -> None:
                    rewards_G=torch.tensor([1.0, 0.0]))  # fmt: skip
     settings_ = replace(case.settings, score_tokens=1, top_frames=1, strategy="soft", threshold=0.5)
     group, _ = made(replace(case, settings=settings_), [1])
-    found = group_perception(group)
+    found = group_perception(group, 0, 0.5)
     assert found == pytest.approx({"recall": 1.0, "crucial": 0.5, "winners": 0.625, "losers": 0.25})
-    assert group_perception(replace(group, weights=None)) == {}
+    assert group_perception(replace(group, weights=None), 0, 0.5) == {}
     assert averaged([found, {"recall": 0.0}, {}]) == pytest.approx(found | {"recall": 0.5})

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-import xml.etree.ElementTree as ET
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from appo.experiments.compare.ablations import DRAWN, ablation_curves, ablations, points_over_dapo
+from appo.experiments.compare.compare import Comparison, compare
 from appo.experiments.compare.methods import VARIANTS, variant_of, variants_of
 from appo.experiments.compare.plots import PANELS, WINDOW, learning_curves, mean_curve
 from appo.experiments.compare.summaries import MEASURES, difference, paired_seeds, summary
 from appo.experiments.compare.tables import markdown
+from tests.support.svg import curves_of, size_of, words_of
 
 SETTINGS = {"steps": 4, "questions": 8, "level": "L1"}
 
@@ -143,15 +147,22 @@ def test_curves_are_moving_means_over_seeds() -> None:
 
 def test_the_picture_is_well_formed_and_has_a_line_for_every_method_in_every_panel() -> None:
     svg = learning_curves(CELLS, METHODS)
-    root = ET.fromstring(svg)
-    lines = root.findall(".//{http://www.w3.org/2000/svg}polyline")
+    lines, (width, height) = curves_of(svg).values(), size_of(svg)
     assert len(lines) == len(PANELS) * 3
-    for line in lines:
-        points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    for points in lines:
         assert len(points) == 6
-        assert all(0 <= x <= 420 and 0 <= y <= 260 for x, y in points)
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
+    assert {"dapo", "appo", "oracle-tokens", "means over 2 to 3 seeds, moving mean of 5 steps"} <= set(words_of(svg))
+    assert learning_curves(CELLS, METHODS) == svg, "the same numbers give the same file"
     flat = {key: cell([0.5], answers(4)) for key in CELLS}
-    ET.fromstring(learning_curves(flat, METHODS))
+    assert len(curves_of(learning_curves(flat, METHODS))) == len(lines)
+
+
+def test_without_matplotlib_a_comparison_says_so_before_it_starts(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"figures need a package: pip install 'appo\[plots\]'"):
+        compare(Comparison(tmp_path / "new"), Console(quiet=True), None)
+    assert not (tmp_path / "new").exists()
 
 
 def usual(method: str, setting: str) -> Any:
@@ -175,11 +186,8 @@ def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
     cells = {**CELLS, **{("appo+frame_tokens=4", seed): CELLS["oracle-tokens", seed] for seed in (0, 1)}}
     names = [*METHODS, "appo+frame_tokens=4"]
     to_dapo = summary(cells, names)["differences"]["dapo"]
-    root = ET.fromstring(ablation_curves(ablations(names, usual), points_over_dapo(to_dapo), "points over dapo"))
-    lines = [
-        [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
-        for line in root.iter("{http://www.w3.org/2000/svg}polyline")
-    ]
+    svg = ablation_curves(ablations(names, usual), points_over_dapo(to_dapo), "points over dapo")
+    lines = list(curves_of(svg).values())
     assert len(lines) == len(DRAWN)
     assert all(len(line) == 2 for line in lines)
     # Heights are linear in the differences: 50 and 18.75 points at L1.
@@ -187,8 +195,7 @@ def test_curves_of_an_ablation_stand_where_its_numbers_are() -> None:
     one_point = (right_8 - right_4) / (50 - 18.75)
     assert one_point > 0
     assert (reward_8 - reward_4) / one_point == pytest.approx(100 * 0.4 / 6, abs=0.1)
-    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"4", "8", "appo: frame_tokens, points over dapo"} <= set(words)
+    assert {"4", "8", "appo: frame_tokens, points over dapo"} <= set(words_of(svg))
 
 
 def test_methods_are_checked_by_name() -> None:

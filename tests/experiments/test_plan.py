@@ -36,9 +36,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import plan_check  # noqa: E402
 
 VIDEO = VideoShape(8, 224, 224, 2048, 512)
-RUN = Run(PUBLISHED["qwen2.5-vl-3b"], VIDEO, gpus=1, prompts=16)
+RUN = Run(PUBLISHED["qwen2.5-vl-3b"], VIDEO, gpus=1, prompts_per_gpu=16)
 LANGUAGE, ALL = 3_085_938_688, 3_754_622_976
-RUN_7B = replace(RUN, architecture=PUBLISHED["qwen2.5-vl-7b"], gpus=8, prompts=2)
+RUN_7B = replace(RUN, architecture=PUBLISHED["qwen2.5-vl-7b"], gpus=8, prompts_per_gpu=2)
 
 
 def plan(*flags: str) -> Plan:
@@ -54,7 +54,7 @@ def plan(*flags: str) -> Plan:
     ("change", "weights", "gradients", "optimizer"),
     [
         ({}, 4 * ALL, 4 * LANGUAGE, 8 * LANGUAGE),
-        ({"precision": "bf16"}, 2 * ALL, 2 * LANGUAGE, 4 * LANGUAGE),
+        ({"dtype": "bf16"}, 2 * ALL, 2 * LANGUAGE, 4 * LANGUAGE),
         ({"gpus": 8}, 4 * ALL, 8 * LANGUAGE, 8 * LANGUAGE),  # DDP's buckets hold the gradients once more
         ({"gpus": 8, "sharding": "zero2"}, 2 * ALL, LANGUAGE // 4, 12 * LANGUAGE // 8),
         ({"gpus": 8, "sharding": "zero3"}, 2 * ALL // 8, LANGUAGE // 4, 12 * LANGUAGE // 8),
@@ -69,18 +69,18 @@ def test_what_stays_is_exact(change: dict, weights: int, gradients: int, optimiz
 
 
 def test_adapters_leave_the_model_without_gradients() -> None:
-    run = replace(RUN, lora_rank=16, precision="bf16")
+    run = replace(RUN, lora_r=16, dtype="bf16")
     # q and o 4096 inputs and outputs, k and v 2304, the three of the MLP 13056 each; 36 layers.
     adapters = 36 * 16 * (2 * 4096 + 2 * 2304 + 3 * 13056)
     assert run.trained == adapters
     assert weights_bytes(run) == 2 * ALL + 4 * adapters
     assert (gradients_bytes(run), optimizer_bytes(run)) == (4 * adapters, 8 * adapters)
     matrices = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
-    assert weights_bytes(run) - weights_bytes(replace(run, precision="nf4")) == matrices * 23 // 16  # 2 - 0.5625 bytes
+    assert weights_bytes(run) - weights_bytes(replace(run, dtype="nf4")) == matrices * 23 // 16  # 2 - 0.5625 bytes
 
 
 def test_the_cache_is_keys_and_values_of_every_token() -> None:
-    run = replace(RUN, precision="bf16")
+    run = replace(RUN, dtype="bf16")
     assert cache_bytes(run) == 16 * 8 * (512 + 100 + 384) * 36 * 2 * 256 * 2
     assert cache_bytes(RUN) == cache_bytes(run) * 3 // 2, "autocast leaves keys in float32"
     assert features_bytes(run) == 16 * 512 * 2048 * 2
@@ -93,7 +93,7 @@ def test_tokens_of_a_group() -> None:
 
 def test_checkpointing_keeps_one_stream_a_layer() -> None:
     assert kept_bytes(RUN) == 36 * RUN.packed_tokens * 2048 * 4
-    assert kept_bytes(replace(RUN, checkpointing=False)) > 20 * kept_bytes(RUN)
+    assert kept_bytes(replace(RUN, gradient_checkpointing=False)) > 20 * kept_bytes(RUN)
 
 
 def test_flash_attention_saves_the_copies_for_query_heads() -> None:
@@ -133,8 +133,8 @@ def test_every_effect_is_a_plan_made_anew() -> None:
 
 def test_what_is_in_force_is_not_offered() -> None:
     least = replace(
-        RUN, gpus=1, prompts=1, rows_per_chunk=1, lora_rank=8, precision="nf4", completion=64, optimizer="adamw_8bit",
-        kernels=Kernels(attention="flash_attention_2"),
+        RUN, gpus=1, prompts_per_gpu=1, rows_per_chunk=1, lora_r=8, dtype="nf4", max_completion_length=64,
+        optimizer="adamw_8bit", kernels=Kernels(attention="flash_attention_2"),
     )  # fmt: skip
     assert list(remedies(least)) == []
     assert "all together are not enough" in shown(Plan(least, int(1e9)))
@@ -165,7 +165,7 @@ def test_the_committed_check_holds() -> None:
 
 
 def test_kernels_of_a_cpu_project_every_position() -> None:
-    run = replace(RUN, checkpointing=False)
+    run = replace(RUN, gradient_checkpointing=False)
     heads = [phases(replace(run, kernels=kernels))[2].parts["LM head"] for kernels in (Kernels(), CPU)]
     assert heads[1] > heads[0] + 3000 * 32768 * 7 * 4, "seven float32 tiles of a row a token"
 
@@ -175,7 +175,12 @@ def test_kernels_of_a_cpu_project_every_position() -> None:
 
 def test_the_paper_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     run = plan().run
-    assert (run.architecture, run.generations, run.completion, run.prompts) == (PUBLISHED["qwen2.5-vl-7b"], 8, 384, 2)
+    assert (run.architecture, run.num_generations, run.max_completion_length, run.prompts_per_gpu) == (
+        PUBLISHED["qwen2.5-vl-7b"],
+        8,
+        384,
+        2,
+    )
     assert main(["plan", "--model", "qwen2.5-vl-3b", "--gpus", "1"]) == 0
     out = capsys.readouterr().out
     assert "3.755 billion parameters" in out
@@ -190,10 +195,12 @@ def test_a_recipe_gives_the_settings_and_flags_win(tmp_path: Path) -> None:
         "use_peft: true\nlora_r: 64\n"
         "model_init_kwargs: {dtype: bfloat16, attn_implementation: flash_attention_2}\nuse_vllm: true\n"
     )
-    run = plan("--config", str(recipe), "--gpus", "1", "--completion", "128", "--no-gradient-checkpointing").run
-    assert (run.architecture, run.generations, run.completion) == (PUBLISHED["qwen2.5-vl-3b"], 4, 128)
-    assert (run.prompts, run.prompts_per_call, run.video.frames, run.lora_rank) == (6, 2, 50, 64)
-    assert (run.precision, run.kernels.attention, run.checkpointing) == ("bf16", "flash_attention_2", False)
+    run = plan(
+        "--config", str(recipe), "--gpus", "1", "--max-completion-length", "128", "--no-gradient-checkpointing"
+    ).run
+    assert (run.architecture, run.num_generations, run.max_completion_length) == (PUBLISHED["qwen2.5-vl-3b"], 4, 128)
+    assert (run.prompts_per_gpu, run.prompts_per_call, run.video.frames, run.lora_r) == (6, 2, 50, 64)
+    assert (run.dtype, run.kernels.attention, run.gradient_checkpointing) == ("bf16", "flash_attention_2", False)
     assert run.vllm == 24_000_000_000
     assert settings_of(str(ROOT / "recipes" / "spotlight.yaml"))["dtype"] == "fp32"
 

@@ -20,6 +20,7 @@ from appo.world import load_annotations
 from tests.experiments.chat_server import Reply, Seen, chat_server, completion, failure
 from tests.support.data_fixtures import put_lines, put_media
 from tests.support.eval_runs import save_reader, script
+from tests.support.svg import curves_of
 
 KEY = "sk-never-to-be-written-down"
 WORLD = ["--perceiver", "truth@0.4", "--perceiver", "truth", "--limit", "24"]
@@ -75,8 +76,7 @@ def test_scores_are_those_of_the_answers_on_disk(tmp_path: Path) -> None:
     page = (tmp_path / "table.md").read_text()
     assert "| truth | " in page
     assert "100.0 (86.2, 100.0) |" in page
-    svg = (tmp_path / "grid.svg").read_text()
-    assert svg.count("<polyline") == 4
+    assert len(curves_of((tmp_path / "grid.svg").read_text())) == 4
 
 
 def test_a_finished_study_asks_nothing_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_finished_study_asks_nothing_and_stays_as_it_is(tmp_path: Path, monkey
         raise AssertionError("this was asked before")
 
     monkeypatch.setattr("appo.experiments.study.describing.load_model", never)
-    monkeypatch.setattr("appo.experiments.study.describing.told", never)
+    monkeypatch.setattr("appo.experiments.study.describing.scene_in_words", never)
     monkeypatch.setattr("appo.experiments.study.answering.rule_answer", never)
     assert study(tmp_path, *words) == 0
     assert contents(tmp_path) == before

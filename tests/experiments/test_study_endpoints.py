@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from appo.experiments.study.endpoints import FAILURES_IN_A_ROW, BudgetError, Calling, Endpoint, Purse
+from appo.experiments.study.endpoints import FAILURES_IN_A_ROW, Budget, BudgetError, Calling, Endpoint
 from appo.experiments.study.members import Reasoner
-from appo.experiments.study.text_models import Said
+from appo.experiments.study.text_models import ChatAnswer
 from tests.experiments.chat_server import Behaviour, Reply, chat_server, completion, failure
 
 pytest.importorskip("openai")
@@ -29,13 +29,13 @@ def echo(prompt: str, before: int, request: dict[str, Any]) -> Reply:
     return completion(f"to {prompt}")
 
 
-def endpoint_at(url: str, calling: Calling = QUICK, purse: Purse | None = None) -> Endpoint:
-    return Endpoint(Reasoner("mine", "my-model", url=url), calling, purse or Purse())
+def endpoint_at(url: str, calling: Calling = QUICK, budget: Budget | None = None) -> Endpoint:
+    return Endpoint(Reasoner("mine", "my-model", url=url), calling, budget or Budget())
 
 
-def ask(behave: Behaviour, prompts: list[str], calling: Calling = QUICK) -> tuple[dict[str, Said | str], Any]:
+def ask(behave: Behaviour, prompts: list[str], calling: Calling = QUICK) -> tuple[dict[str, ChatAnswer | str], Any]:
     """What was told about each prompt (which is its own key), and what the server saw."""
-    told: dict[str, Said | str] = {}
+    told: dict[str, ChatAnswer | str] = {}
     with chat_server(behave) as seen:
         endpoint = endpoint_at(seen.url, calling)
         endpoint.ask([(prompt, prompt) for prompt in prompts], told.__setitem__)
@@ -46,7 +46,7 @@ def ask(behave: Behaviour, prompts: list[str], calling: Calling = QUICK) -> tupl
 def test_every_prompt_is_answered_once_with_model_key_and_limits() -> None:
     prompts = [f"prompt {n}" for n in range(20)]
     told, seen = ask(echo, prompts)
-    assert told == {prompt: Said(f"to {prompt}", (10, 2)) for prompt in prompts}
+    assert told == {prompt: ChatAnswer(f"to {prompt}", (10, 2)) for prompt in prompts}
     assert set(seen.prompts.values()) == {1}
     assert seen.keys == {f"Bearer {KEY}"}
     assert seen.requests[0] == {
@@ -62,7 +62,7 @@ def test_a_server_that_asks_for_a_pause_gets_it() -> None:
         return completion("late") if before else failure(429, "slow down", retry_after="1.5")
 
     told, seen = ask(behave, ["a"])
-    assert told == {"a": Said("late", (10, 2))}
+    assert told == {"a": ChatAnswer("late", (10, 2))}
     assert len(seen.times) == 2
     assert seen.times[1] - seen.times[0] >= 1.5
 
@@ -72,7 +72,7 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_told() -> None:
         return completion("up again") if prompt == "a" and before == 2 else failure(500, "down")
 
     told, seen = ask(behave, ["a", "b"])
-    assert told["a"] == Said("up again", (10, 2))
+    assert told["a"] == ChatAnswer("up again", (10, 2))
     assert told["b"].startswith("InternalServerError")
     assert "down" in told["b"]
     assert seen.prompts == {"a": 3, "b": 3}
@@ -92,7 +92,7 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_told() -> None:
 )
 def test_nonsense_is_a_failure_of_its_question_and_stops_nothing(reply: Reply) -> None:
     told, _ = ask(lambda prompt, *_: reply if prompt == "bad" else completion("fine"), ["a", "bad", "c"])
-    assert told["a"] == told["c"] == Said("fine", (10, 2))
+    assert told["a"] == told["c"] == ChatAnswer("fine", (10, 2))
     assert isinstance(told["bad"], str)
     assert "\n" not in told["bad"]
     assert len(told["bad"]) > 5
@@ -103,14 +103,14 @@ def test_a_server_that_says_nothing_is_given_up_after_its_retries() -> None:
     start = time.monotonic()
     told, seen = ask(lambda prompt, *_: Reply(after=1.5) if prompt == "a" else completion("b"), ["a", "b"], calling)
     assert told["a"].startswith("APITimeoutError")
-    assert told["b"] == Said("b", (10, 2))
+    assert told["b"] == ChatAnswer("b", (10, 2))
     assert seen.prompts["a"] == 2
     assert time.monotonic() - start < 5
 
 
 def test_an_answer_without_words_or_count_is_an_answer() -> None:
     told, _ = ask(lambda *_: completion(None, tokens=None), ["a"])
-    assert told == {"a": Said("", None)}
+    assert told == {"a": ChatAnswer("", None)}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_setting_that_a_server_refuses_is_left_out_from_then_on(refused: str, 
         return failure(400, f"Unsupported value: '{refused}'") if refused in request else completion("fine")
 
     told, seen = ask(behave, ["a", "b", "c"], replace(QUICK, at_once=1))
-    assert set(told.values()) == {Said("fine", (10, 2))}
+    assert set(told.values()) == {ChatAnswer("fine", (10, 2))}
     assert len(seen.requests) == 4
     settings = [{n: v for n, v in request.items() if n not in ("model", "messages")} for request in seen.requests]
     assert settings[1:] == [left] * 3
@@ -133,7 +133,7 @@ def test_a_setting_that_a_server_refuses_is_left_out_from_then_on(refused: str, 
 
 def test_a_refusal_of_one_prompt_is_its_own_failure() -> None:
     told, seen = ask(lambda p, *_: failure(400, "content policy") if p == "b" else completion("a"), ["a", "b"])
-    assert told["a"] == Said("a", (10, 2))
+    assert told["a"] == ChatAnswer("a", (10, 2))
     assert "content policy" in told["b"]
     assert seen.prompts["b"] == 1
 
@@ -183,20 +183,20 @@ def test_a_budget_is_never_exceeded_and_more_of_it_goes_on() -> None:
     calling, told = replace(QUICK, prices=(1.0, 2.0), at_once=4), {}
     prompts = [(f"prompt {n:03d}", f"prompt {n:03d}") for n in range(60)]
     with chat_server(echo) as seen:
-        purse = Purse(budget=800e-6)
-        endpoint = endpoint_at(seen.url, calling, purse)
+        budget = Budget(limit=800e-6)
+        endpoint = endpoint_at(seen.url, calling, budget)
         assert endpoint.most("prompt 001") == pytest.approx((10 + 256 + 64) * 1e-6)
         with pytest.raises(BudgetError, match=r"mine: the next answer may cost up to \$0.000330"):
             endpoint.ask(prompts, told.__setitem__)
-        assert purse.spent == pytest.approx(14e-6 * len(told))
-        assert purse.aside == 0
-        assert 800e-6 - 330e-6 - 14e-6 < purse.spent <= 800e-6, "as near to the budget as may be, and not beyond"
+        assert budget.spent == pytest.approx(14e-6 * len(told))
+        assert budget.reserved == 0
+        assert 800e-6 - 330e-6 - 14e-6 < budget.spent <= 800e-6, "as near to the budget as may be, and not beyond"
         assert len(seen.times) == len(told) == 34
-        purse.budget = 1.0
+        budget.limit = 1.0
         endpoint.ask([pair for pair in prompts if pair[0] not in told], told.__setitem__)
         assert len(told) == 60
         assert set(seen.prompts.values()) == {1}
-    assert purse.spent == pytest.approx(60 * 14e-6)
+    assert budget.spent == pytest.approx(60 * 14e-6)
 
 
 def test_an_answer_of_unknown_length_costs_the_most_it_can() -> None:

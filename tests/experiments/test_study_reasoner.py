@@ -10,8 +10,9 @@ import pytest
 
 from appo.experiments.study.rules import rule_answer
 from appo.experiments.study.text_models import TextModel
-from appo.experiments.study.tiny_reasoner import IGNORED, batch_of, build_reasoner, lesson, train
+from appo.experiments.study.tiny_reasoner import batch_of, build_reasoner, lesson, train
 from appo.experiments.study.words import reasoning_prompt
+from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 
 DESCRIPTION = "there is the pink star at 3 . there is the red heart at 5 ."

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from appo.experiments.study.rules import rule_answer
-from appo.experiments.study.scenes import Seen, blurred, events_in, told
+from appo.experiments.study.scenes import Event, blurred, events_in, scene_in_words
 from appo.experiments.study.words import description_of
 from appo.world.teacher import respond
 from appo.world.world import COLOURS, LEVELS, SHAPES, TASKS, Dials, Question, Scene, make_question, make_scene
@@ -21,7 +21,7 @@ def asked(number: int, task: str | None = None, dials: Dials | None = None) -> t
 
 
 def truth(scene: Scene) -> str:
-    return told({"events": [asdict(event) for event in scene.events]})
+    return scene_in_words({"events": [asdict(event) for event in scene.events]})
 
 
 def test_the_rules_are_right_on_every_true_description() -> None:
@@ -40,7 +40,7 @@ def test_the_rules_are_right_on_all_that_an_honest_policy_says() -> None:
 def test_a_true_description_is_read_back() -> None:
     for number in range(500):
         scene, _, _ = asked(number)
-        assert events_in(truth(scene)) == [Seen(e.shape, e.colour, str(e.second)) for e in scene.events]
+        assert events_in(truth(scene)) == [Event(e.shape, e.colour, str(e.second)) for e in scene.events]
 
 
 def test_what_several_sentences_say_of_one_event_is_put_together() -> None:
@@ -48,7 +48,7 @@ def test_what_several_sentences_say_of_one_event_is_put_together() -> None:
         "first i scan the frames one by one . i stop at the heart at 7 . its colour is blue . the star at 2 is not it ."
         " the yellow bar drifts around all the time . yes , the heart is blue and the clock says 7 ."
     )
-    assert events_in(said) == [Seen("heart", "blue", "7"), Seen("star", "", "2")]
+    assert events_in(said) == [Event("heart", "blue", "7"), Event("star", "", "2")]
     assert rule_answer("when does the star appear ?", said) == "2"
     assert rule_answer("which came first , the heart or the star ?", said) == "star"
     assert rule_answer("what shape is the blue one ?", said) == "heart"

@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from appo import APPOTrainer
-from appo.reports.run_folder import RunFolder
+from appo.reports.run_folder import FAULTS, RunFolder
 from appo.training.atomic_checkpoint import last_complete
-from appo.training.faults import FAULTS, PATIENCE, FaultyVideosError, VideoFaults
+from appo.training.faults import PATIENCE, FaultyVideosError, VideoFaults
 from appo.video import reader as video
 from appo.video.decode_worker import Decoder
 from tests.support.runs import logged, rows_of

@@ -1,4 +1,4 @@
-"""A reward function that raises is named in one line, with the row and what the policy had said."""
+"""A reward function that raises is named in one line, with its error, the step and the rows; it is called once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerState
 
 from appo.cli.main import main
 from appo.training.atomic_checkpoint import last_complete
@@ -20,7 +21,7 @@ ARGUMENTS: dict[str, Any] = {
     "completions": ["1", "two\x1b[31m\n", "3"],
     "completion_ids": [[1], [2], [3]],
     "id": ["a", "b", "c"],
-    "trainer_state": object(),
+    "trainer_state": TrainerState(global_step=4),
 }
 calls: list[int] = []
 
@@ -43,13 +44,13 @@ def dataset(tmp_path_factory: Any) -> Dataset:
     return rows_of(clips(tmp_path_factory.mktemp("clips")))
 
 
-def test_function_error_place_row_and_completion_are_named() -> None:
+def test_function_error_place_step_rows_and_completion_are_named() -> None:
     with pytest.raises(RewardError) as error:
         watched(number_reward, "number_reward")(**ARGUMENTS)
     line = number_reward.__code__.co_firstlineno + 2
     assert str(error.value).replace(r"could not convert string to float: 'two\x1b[31m\n'", "WHAT") == (
-        f"reward function number_reward raises ValueError: WHAT (test_reward_faults.py, line {line}) for row b, "
-        r"completion 'two\x1b[31m\n'; correct it, then resume from the last checkpoint"
+        f"reward function number_reward raises ValueError: WHAT (test_reward_faults.py, line {line}) in step 5 "
+        "for one of 3 rows, the first is row a, completion '1'; correct it, then resume from the last checkpoint"
     )
     assert isinstance(error.value.__cause__, ValueError), "the traceback is there for those who look"
     with pytest.raises(RewardError, match=r"raises RuntimeError: a b \\x1b\[2Jc \("):
@@ -58,18 +59,14 @@ def test_function_error_place_row_and_completion_are_named() -> None:
     assert "\x1b" not in str(error.value)
 
 
-def test_what_only_fails_for_the_whole_call_is_said_so() -> None:
-    def whole(completions: list[Any], **kwargs: Any) -> list[float]:
-        return [1.0] if len(completions) == 1 else [][0]
-
-    with pytest.raises(RewardError, match=r"IndexError: .* for one of 3 rows, the first is row a, completion '1'"):
-        watched(whole, "whole")(**ARGUMENTS)
-    without_ids = {name: value for name, value in ARGUMENTS.items() if name != "id"}
-    with pytest.raises(RewardError, match="for row 1 of the call, completion"):
-        watched(number_reward, "r")(**without_ids)
+def test_rows_without_ids_and_steps_that_are_not_known() -> None:
+    without = {name: value for name, value in ARGUMENTS.items() if name not in ("id", "trainer_state")}
+    with pytest.raises(RewardError, match=r"py, line \d+\) for one of 3 rows, the first is row 0 of the call, comp"):
+        watched(number_reward, "r")(**without)
 
 
-def test_looking_for_the_row_logs_nothing() -> None:
+def test_it_is_called_once() -> None:
+    """A reward function may cost money, or write down what it was asked."""
     logged: list[Any] = []
 
     def logging(completions: list[Any], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[float]:
@@ -78,7 +75,7 @@ def test_looking_for_the_row_logs_nothing() -> None:
         return number_reward(completions)
 
     own = {**ARGUMENTS, "log_extra": lambda *said: logged.append(said), "log_metric": lambda *said: logged.append(said)}
-    with pytest.raises(RewardError, match="row b"):
+    with pytest.raises(RewardError, match="reward function logging raises ValueError"):
         watched(logging, "logging")(**own)
     assert logged == [("column", ARGUMENTS["completions"]), ("metric", 1.0)]
 
@@ -131,11 +128,10 @@ def test_a_run_ends_with_the_line_and_keeps_its_checkpoint(tmp_path, dataset) ->
     calls.clear()
     settings = {"max_resampling_rounds": 0, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path / "run", dataset, rewards=fails_at_third_call, method="dapo", **settings)
-    with pytest.raises(
-        RewardError, match=r"reward function fails_at_third_call raises KeyError: 'answer' .* for row l1-"
-    ):
+    line = r"reward function fails_at_third_call raises KeyError: 'answer' .* in step 3 for one of 8 rows, .* row l1-"
+    with pytest.raises(RewardError, match=line):
         trainer.train()
-    assert calls[:3] == [8, 8, 8]
+    assert calls == [8, 8, 8]
     assert last_complete(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
 
 
@@ -148,6 +144,6 @@ def test_the_command_exits_with_2_and_one_line(tmp_path, capsys, monkeypatch) ->
     assert main(run) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
-        "appo: reward function always raises ValueError: no way (broken_rewards.py, line 2) for row "
+        "appo: reward function always raises ValueError: no way (broken_rewards.py, line 2) in step 1 for one of "
     )
     assert not (tmp_path / "run").exists(), "nothing was recorded, so the corrected command may use the folder"

@@ -16,12 +16,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from appo.models.mrope import use_pretrained_positions
+from appo.models.prefix_packing import IGNORED
 from appo.rewards.templates import build_messages, parse_response
 from appo.video.reader import read_video
 from appo.world import generate, load_annotations, load_policy, planned, policy_path
 from appo.world.dataset import samples
 from appo.world.drawing import RGB
-from appo.world.lessons import IGNORED, Lessons, Stage, build_pool
+from appo.world.lessons import Lessons, Stage, build_pool
 from appo.world.measure import SAMPLING, respond, summarize
 from appo.world.policy import build_policy
 from appo.world.processor import vocabulary

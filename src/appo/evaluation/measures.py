@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from appo.types import VideoQA
 
 GRADED = ("ocr", "text", "regression", "mra")  # kinds whose score may lie between 0 and 1
-NEXT_QA_PARTS = ("C", "T", "D", "CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")
 VSI_TASKS = (
     "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation",
     "object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order",

@@ -17,9 +17,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from appo.files import PART, atomic_write
 from appo.reports.jsonl import RecordError, parse_line
@@ -29,6 +28,7 @@ from appo.types import VideoQA
 EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
 CLIPS = "clips"  # generated ones lie in the folder before anything else does
 _SHOWN_LENGTH = 60
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -278,13 +278,9 @@ class EvaluationFolder:
         return RecordError(f"{self.path / name}: {problem}; make room or check its rights, then run again")
 
 
-def batches(questions: Sequence[VideoQA], size: int) -> Iterator[tuple[int, list[VideoQA]]]:
-    """The questions in batches, each with its index."""
-    rest = iter(questions)
-    index = 0
-    while batch := list(islice(rest, size)):
-        yield index, batch
-        index += 1
+def batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
+    """Questions, or anything else, in batches, each with its index."""
+    return enumerate(list(items[start : start + size]) for start in range(0, len(items), size))
 
 
 def questions_digest(questions: Iterable[VideoQA]) -> str:

@@ -71,12 +71,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_first: questions that only the first model answers.
         only_second: questions that only the second answers.
     """
-    n, least = only_first + only_second, min(only_first, only_second)
-    tail = term = 1.0  # the tail in units of its largest term: sum of C(n, k) / C(n, least) over k <= least
-    for k in range(least, 0, -1):
-        term *= k / (n - k + 1)
-        tail += term
-    return min(1.0, 2 * tail * (math.comb(n, least) / (1 << n)))  # integers divide exactly, however large
+    from scipy.special import bdtr  # at first use: it takes half a second
+
+    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
+    return min(1.0, 2 * float(tail))
 
 
 def sign_flip(differences: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appo.reports.group_view import NAME_LENGTH, clean, is_number, rounded
+from appo.types import STEP_PARTS
 
 MOST_POINTS = 400  # of a curve («ours»: more than a screen has room for)
 
@@ -33,7 +34,6 @@ CURVES = (
     Curve("flat groups", ("resampling/flat_groups",), "share of groups with equal rewards, which train nothing"),
 )
 HIDDEN_FOR_RL = {"loss"}  # of a policy gradient it says nothing
-TIMES = ("decode", "vision", "generate", "rewards", "score", "weights", "update")
 
 # The paper's settings (recipes/seed-bench-r1-7b.yaml has where each is from).
 PAPER: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _says(name: str, points: Mapping[str, Any]) -> str:
 def run_times(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Where the seconds of a step went: mean of each part over the run, largest first, with its share."""
     means = {}
-    for part in TIMES:
+    for part in STEP_PARTS:
         values = [line[f"time/{part}"] for line in metrics if is_number(line.get(f"time/{part}"))]
         if values:
             means[part] = max(0.0, sum(values) / len(values))

@@ -154,7 +154,11 @@ def _attention(response: ResponseRecord, frames: int) -> list[list[float]]:
 
 
 def _scores(attention_NF: Sequence[Sequence[float]], frames: int, score_tokens: int) -> list[float | None]:
-    """(F,): the mean of the K1 largest attentions to each frame (method step 2); None without attention."""
+    """(F,): the mean of the K1 largest attentions to each frame; None without attention.
+
+    Method step 2, as `appo.method.perception.response_frame_scores` has it, without torch: a page is made in less time
+    than torch takes to load. tests/reports/test_page.py holds the two equal.
+    """
     if not attention_NF:
         return [None] * frames
     largest = [heapq.nlargest(score_tokens, column) for column in zip(*attention_NF, strict=True)]

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-STEP_PARTS = ("decode", "vision", "generate", "rewards", "score", "weights", "update")
-
 
 class Stopwatch:
     """Accumulates seconds by part; a part's time excludes that of parts measured inside it, so parts add up.

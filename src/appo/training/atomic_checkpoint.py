@@ -10,13 +10,14 @@ checkpoint-STEP/     complete: it got this name by one rename, when everything i
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from appo.files import rename_folder
 
 LAST = ("true", "last")  # of ``resume_from_checkpoint``: the last complete checkpoint
 PARTIAL, MANIFEST = "_partial", "manifest.json"
@@ -59,21 +60,17 @@ def start_partial(folder: Path) -> Path:
 
 def write_manifest(checkpoint: Path, *, resumable: bool = True) -> None:
     """List the files of a checkpoint that is otherwise complete. ``resumable``: it has more than the model."""
-    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in _files(checkpoint)}
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
     text = json.dumps({"resumable": resumable, "files": sizes}, indent=1) + "\n"
     (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def seal(written: Path, final: Path) -> None:
-    """Bring a written folder to the disk, then give it its name, in the place of what had it; empty ``_partial``."""
-    for file in _files(written):
-        _sync(file)
-    for folder in {file.parent for file in _files(written)}:
-        _sync(folder)
+    """Give a written folder its name, in the place of what had it; delete ``_partial``."""
     if final.exists():
         final.rename(written.with_name(f"{written.name}.replaced"))
-    written.rename(final)
-    _sync(final.parent)
+    rename_folder(written, final)
     shutil.rmtree(final.parent / PARTIAL, ignore_errors=True)
 
 
@@ -119,19 +116,6 @@ def whole_folder(final: Path, *, leads: bool, meet: Callable[[], None]) -> Itera
         if leads:
             seal(written, final)
         meet()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_write_error(error: Exception) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appo.reports.jsonl import append_line
+from appo.reports.run_folder import FAULTS
 from appo.rollout.generation import PromptError, check_text, has_video, open_image, pictures, video_sources
 from appo.video.reader import VideoError
 
-FAULTS = "faults.jsonl"
 PATIENCE = 8  # faults in a row, beyond those that are allowed, after which no good video is looked for any more
 
 

@@ -105,7 +105,7 @@ def taken_back(found: Found) -> Iterator[None]:
 def _take_back(folder: RunFolder, existed: bool) -> None:
     """Delete what starting a run makes, if nothing else is there: settings, generated clips, no picture yet."""
     names = {entry.name for entry in folder.path.iterdir()}
-    made = {CONFIG, f"{CONFIG}.partial", FRAMES, CLIPS}
+    made = {CONFIG, FRAMES, CLIPS}
     if names - made or (folder.frames.is_dir() and any(folder.frames.iterdir())):
         return
     for name in names:

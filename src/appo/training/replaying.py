@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 from appo.models.loading import load_model
 from appo.training.config import APPOConfig
@@ -130,7 +130,7 @@ def replay(run: Path, rank: int = 0) -> Findings:
         model = trainer.model
         findings = Findings(saved, [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())])
         for batch in saved.batches:
-            findings.micro_batches.append(_pass(trainer, to_device(batch, trainer.accelerator.device)))
+            findings.micro_batches.append(_pass(trainer, send_to_device(batch, trainer.accelerator.device)))
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         norms = [gradient.float().norm() for gradient in gradients.values()]
         findings.gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
@@ -240,17 +240,6 @@ def _floats(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from _floats(value)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """The tensors of a batch on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, ModelOutput):
-        return type(value)(**{key: to_device(item, device) for key, item in value.items()})
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return type(value)(to_device(item, device) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _some(names: list[str]) -> str:

@@ -1,24 +1,22 @@
-"""A reward function that raises or returns infinity, named with the row and the completion at which it does."""
+"""A reward function that raises or returns infinity is named in one line. It is never called again to learn more."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-SEARCH_SECONDS = 30.0  # for the row at fault: a function may ask a slow service
 SHOWN_CHARACTERS = 160  # of a completion, and of an error
 
 
 class RewardError(ValueError):
-    """A reward function raised, or a reward is infinite. One line: which function, what, and for which row."""
+    """A reward function raised, or a reward is infinite. One line: which function, what, in which step, which rows."""
 
 
 def watched(function: Any, name: str) -> Any:
@@ -32,7 +30,7 @@ def watched(function: Any, name: str) -> Any:
             try:
                 rewards = await function(**arguments)
             except Exception as error:
-                raise RewardError(_line(name, error, arguments, None)) from error
+                raise RewardError(_line(name, error, arguments)) from error
             return _finite(name, rewards, arguments)
 
         return call_later
@@ -42,7 +40,7 @@ def watched(function: Any, name: str) -> Any:
         try:
             rewards = function(**arguments)
         except Exception as error:
-            raise RewardError(_line(name, error, arguments, _row_at_fault(function, arguments))) from error
+            raise RewardError(_line(name, error, arguments)) from error
         return _finite(name, rewards, arguments)
 
     return call
@@ -63,37 +61,19 @@ def _shown(arguments: Mapping[str, Any], row: int) -> str:
     return f"row {ids[row]}" if isinstance(ids, list) else f"row {row} of the call"
 
 
-def _row_at_fault(function: Callable[..., Any], arguments: Mapping[str, Any]) -> int | None:
-    """The first row at which the function raises when it is asked about that row alone."""
-    deadline = time.monotonic() + SEARCH_SECONDS
-    rows = len(arguments["completions"])
-    silent = {name: lambda *_: None for name in ("log_extra", "log_metric") if name in arguments}
-    for row in range(rows):
-        alone = {
-            name: [value[row]] if isinstance(value, list) and len(value) == rows else value
-            for name, value in arguments.items()
-        }
-        if time.monotonic() > deadline:
-            return None
-        try:
-            function(**{**alone, **silent})
-        except Exception:
-            return row
-    return None
-
-
-def _line(name: str, error: Exception, arguments: Mapping[str, Any], row: int | None) -> str:
+def _line(name: str, error: Exception, arguments: Mapping[str, Any]) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     # The error may quote the completion, which may hold anything.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(error).split())[:SHOWN_CHARACTERS])
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    completions, at = arguments["completions"], row or 0
-    shown = _shown(arguments, at)
-    about = shown if row is not None else f"one of {len(completions)} rows, the first is {shown}"
     place = f"{Path(last.filename).name}, line {last.lineno}"
+    done = getattr(arguments.get("trainer_state"), "global_step", None)
+    step = "" if done is None else f" in step {done + 1}"
+    count, first = len(arguments["completions"]), _shown(arguments, 0)
+    rows = first if count == 1 else f"one of {count} rows, the first is {first}"
     return (
-        f"reward function {name} raises {what} ({place}) for {about}, completion "
-        f"{_short(completions[at])}; correct it, then resume from the last checkpoint"
+        f"reward function {name} raises {what} ({place}){step} for {rows}, completion "
+        f"{_short(arguments['completions'][0])}; correct it, then resume from the last checkpoint"
     )
 
 

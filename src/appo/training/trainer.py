@@ -36,7 +36,7 @@ from appo.rollout.generation import (
     vision_token_ids,
 )
 from appo.rollout.pipeline import RolloutPipeline, RolloutSettings
-from appo.rollout.timers import STEP_PARTS, Stopwatch
+from appo.rollout.timers import Stopwatch
 from appo.rollout.token_weights import Weigher
 from appo.rollout.vllm.colocate import VideoEngine
 from appo.training.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
@@ -44,6 +44,7 @@ from appo.training.fault_tolerance import PICTURE_COLUMNS, FaultTolerantTrainer
 from appo.training.trl_batch import BatchMaker, PackedModel, RowsModel, by_row
 from appo.training.trl_engine import TRLEngine
 from appo.training.vision_check import assert_vision
+from appo.types import STEP_PARTS
 from appo.video.decode_worker import Decoder
 from appo.video.frame_cache import cache_in
 from appo.video.reader import FrameSampling

@@ -12,14 +12,13 @@ import hashlib
 import io
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
+from appo.files import atomic_write
 from appo.video.image_sequence import list_pictures
 from appo.video.reader import Call, FrameSampling, SampledVideo, VideoSource, here, local_path, read_video
 
@@ -87,19 +86,12 @@ class FrameCache:
         return _unpack(body, source) if hashlib.sha256(body).digest() == digest else None
 
     def _store(self, key: str, video: SampledVideo) -> None:
-        """Write beside, then rename: a reader sees all of an entry or nothing, however many write it."""
-        place = self._place(key)
-        unfinished = place.with_name(f".{place.name}.{uuid4().hex}")
-        body = _pack(video, key)
+        """A reader sees all of an entry or nothing, however many write it."""
+        place, body = self._place(key), _pack(video, key)
         try:
             place.parent.mkdir(exist_ok=True)
-            with unfinished.open("xb") as file:
-                file.write(hashlib.sha256(body).digest())
-                file.write(body)
-            unfinished.replace(place)
+            atomic_write(place, hashlib.sha256(body).digest() + body)
         except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
             raise self._error("cannot be written to", error) from error
 
     def _error(self, problem: str, error: OSError) -> OSError:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from appo.models.prefix_packing import IGNORED
 from appo.world.clips import decode, encode
 from appo.world.drawing import FPS, render
 from appo.world.teacher import COMMITTING, Manner, drill, respond
@@ -40,7 +41,6 @@ SHAPE_WORDS = (*SHAPES, *DISTRACTORS, EMPTY_SHAPE)
 COLOUR_WORDS = (*COLOURS, EMPTY_COLOUR)
 CLOCK_WORDS = tuple(str(second) for second in range(MAX_SECONDS))
 FACTS = (*SHAPES, *COLOURS, *CLOCK_WORDS)
-IGNORED = -100
 
 
 @dataclass(frozen=True)

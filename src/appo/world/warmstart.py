@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from appo.models.prefix_packing import IGNORED
 from appo.world.dataset import generate
 from appo.world.lessons import (
     CLOCK_WORDS,
     COLOUR_WORDS,
     FACTS,
-    IGNORED,
     SHAPE_WORDS,
     Batch,
     Lessons,

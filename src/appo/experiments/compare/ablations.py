@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from appo.experiments.compare.methods import variant_of
-from appo.experiments.compare.plots import HEIGHT, LEFT, TOP, WIDTH, colour, page, text
+from appo.experiments.figures import add_legend, line_style, svg_of_panels
 
 DRAWN = ("learning", "L1", "L2", "L3")
-Found = Mapping[str, Mapping[str, tuple[float, float, float]]]  # method -> line -> mean, low and high end
+Measures = Mapping[str, tuple[float, float, float]]  # line -> mean, low and high end
+Found = Mapping[str, Measures]  # by method
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,17 @@ def ablation_curves(ablated: Sequence[Ablation], found: Found, unit: str, level:
         unit: of what was found, for the titles.
         level: where no difference is, drawn grey.
     """
-    shown = [one for one in ablated if sum(name in found for _, name in one.points) > 1]
+    panels = [one for one in ablated if sum(name in found for _, name in one.points) > 1]
     lines = list(next(iter(found.values()), {}))
-    panels = [_panel(one, found, unit, level, ((i % 2) * WIDTH, (i // 2) * HEIGHT)) for i, one in enumerate(shown)]
-    legend = [
-        f'<rect x="{at}" y="-8" width="18" height="3" fill="{colour(i)}"/>{text(at + 24, -3, name)}'
-        for i, name in enumerate(lines)
-        for at in [LEFT + 110 * i]
-    ]
-    rows = -(-len(shown) // 2)
-    foot = f'<g transform="translate(0,{rows * HEIGHT + 16})">{"".join(legend)}</g>'
-    return page(rows * HEIGHT + 24, [*panels, foot])
+
+    def draw(axes: Sequence[Any]) -> None:
+        for number, (own, one) in enumerate(zip(axes, panels, strict=True)):
+            own.set_title(f"{one.base}: {one.setting}, {unit}")
+            _draw_panel(own, number, {str(value): found[name] for value, name in one.points if name in found}, level)
+        if axes:
+            add_legend(axes[0].figure, lines, loc="lower left", ncols=len(lines))
+
+    return svg_of_panels(len(panels), draw)
 
 
 def _points(difference: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -93,31 +94,15 @@ def _order(value: Any) -> tuple[bool, Any]:
     return (isinstance(value, str), value)
 
 
-def _panel(one: Ablation, found: Found, unit: str, level: float, place: tuple[float, float]) -> str:
-    shown = [(value, found[name]) for value, name in one.points if name in found]
-    lines = list(shown[0][1])
-    ends = [end for _, own in shown for name in lines for end in own[name]]
-    low, high = min(level, *ends), max(level, *ends)
-    width, height = WIDTH - LEFT - 16, HEIGHT - TOP - 34
-    span = (high - low) or 1.0
-
-    def y(value: float) -> float:
-        return TOP + height * (high - value) / span
-
-    def middle(place: int) -> float:
-        return LEFT + width * (place + 0.5) / len(shown)
-
-    def x(place: int, shift: int) -> float:
-        return middle(place) + 4 * (shift - (len(lines) - 1) / 2)
-
-    marks = [f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#bbbbbb"/>']
+def _draw_panel(axes: Any, number: int, by_value: Mapping[str, Measures], level: float) -> None:
+    """A curve of each line's means with its intervals, side by side at each value."""
+    axes.axhline(level, color="#999999", linewidth=0.8)
+    lines = list(next(iter(by_value.values())))
     for i, name in enumerate(lines):
-        means = " ".join(f"{x(k, i):.1f},{y(own[name][0]):.1f}" for k, (_, own) in enumerate(shown))
-        marks.append(f'<polyline fill="none" stroke="{colour(i)}" points="{means}"/>')
-        for k, (_, own) in enumerate(shown):
-            at, bottom, top = x(k, i), y(own[name][1]), y(own[name][2])
-            marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{bottom:.1f}" y2="{top:.1f}" stroke="{colour(i)}"/>')
-    words = [text(middle(k), TOP + height + 14, value, "middle") for k, (value, _) in enumerate(shown)]
-    words += [text(LEFT - 4, TOP + 8, f"{high:.3g}", "end"), text(LEFT - 4, TOP + height, f"{low:.3g}", "end")]
-    words.append(text(LEFT, TOP - 10, f"{one.base}: {one.setting}, {unit}"))
-    return f'<g transform="translate({place[0]},{place[1]})">{"".join(marks)}{"".join(words)}</g>'
+        xs = [place + 0.05 * (i - (len(lines) - 1) / 2) for place in range(len(by_value))]
+        means, lows, highs = zip(*(own[name] for own in by_value.values()), strict=True)
+        axes.plot(xs, means, marker="o", markersize=3, gid=f"curve-{number}-{i}", **line_style(i))
+        axes.vlines(xs, lows, highs, linewidth=0.8, **line_style(i))
+    axes.set_xlim(-0.5, len(by_value) - 0.5)
+    axes.set_xticks(range(len(by_value)), list(by_value))
+    axes.grid(visible=False, axis="x")

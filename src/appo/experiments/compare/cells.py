@@ -57,7 +57,9 @@ class ComparedPipeline(RolloutPipeline):
         if self.control is not None:
             with torch.no_grad():
                 groups = [replace(group, weights=self.control(group, self.world)) for group in groups]
-        for name, value in averaged([group_perception(group) for group in groups]).items():
+        threshold = self.weigher.settings["threshold"]
+        found = [group_perception(group, self.weigher.accuracy_column, threshold) for group in groups]
+        for name, value in averaged(found).items():
             self.log(f"compared/{name}", value, 1.0)
         return groups
 
@@ -145,7 +147,7 @@ def run_cell(
     """
     variant = variant_of(name)
     model, processor = load_model(conditions.policy)
-    asked = {
+    held_out = {
         level: encoded(conditions.encoded / f"{level}.pt", questions, model, processor)
         for level, questions in conditions.held_out.items()
     }
@@ -157,22 +159,22 @@ def run_cell(
     trained = time.perf_counter()
     assert all(map(torch.equal, tower, model.base_model.visual.parameters())), "held-out features are of another tower"
     model.eval()
-    first = HeldOut(asked["L1"].questions[:PERCEIVED], asked["L1"].prompts[:PERCEIVED])
+    first = HeldOut(held_out["L1"].questions[:PERCEIVED], held_out["L1"].prompts[:PERCEIVED])
     return {
         "learning_rate": config.learning_rate,
         "curve": curve,
-        "levels": {level: evaluated(model, processor, questions) for level, questions in asked.items()},
+        "levels": {level: evaluated(model, processor, questions) for level, questions in held_out.items()},
         "perception": perceive(model, processor, first, PERCEIVED_RESPONSES, 0, config.weight_settings),
         "training_seconds": trained - start,
         "evaluation_seconds": time.perf_counter() - trained,
     }
 
 
-def evaluated(model: Any, processor: Any, asked: HeldOut) -> dict[str, str]:
+def evaluated(model: Any, processor: Any, held_out: HeldOut) -> dict[str, str]:
     """One 1 or 0 a question, in order: ``right``, well ``formed``, and ``what`` and ``when`` of its description."""
-    ids = [ids for (ids,) in sampled(model, processor, asked.prompts)]
+    ids = [ids for (ids,) in sampled(model, processor, held_out.prompts)]
     texts = processor.batch_decode(ids, skip_special_tokens=True)
-    pairs = list(zip(asked.questions, texts, strict=True))
+    pairs = list(zip(held_out.questions, texts, strict=True))
     said = [described_rightly(question.metadata, text) for question, text in pairs]
     return {
         "right": _bits([score_answer(text, question.answer, question.kind) >= 1.0 for question, text in pairs]),

@@ -29,7 +29,8 @@ from appo.experiments.compare.plots import learning_curves
 from appo.experiments.compare.summaries import Cells, share, summary
 from appo.experiments.compare.tables import markdown
 from appo.experiments.demo import prompts_a_step
-from appo.files import atomic_write
+from appo.experiments.figures import require_matplotlib
+from appo.files import atomic_write, rename_folder
 from appo.models.loading import fingerprint
 from appo.reports.jsonl import RecordError
 from appo.reports.run_folder import as_json, describe_run
@@ -91,6 +92,7 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
     Raises:
         ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
     """
+    require_matplotlib()
     for name in variants_of(list(comparison.methods)):
         config_of(name, 0, comparison.steps, comparison.output)
     open_folder(comparison)
@@ -156,16 +158,7 @@ def run_one(comparison: Comparison, name: str) -> None:
 def start_process(comparison: Comparison, cell: CellName) -> subprocess.Popen[bytes]:
     """A cell in a process with one thread; what it says goes to the folder's logs."""
     name = _file(comparison, cell).stem
-    flags: dict[str, Any] = {
-        "methods": ",".join(comparison.methods),
-        "seeds": comparison.seeds,
-        "steps": comparison.steps,
-        "questions": comparison.questions,
-        "level": comparison.level,
-        "policy": comparison.policy,
-        "output": comparison.output,
-        "only": name,
-    }
+    flags = vars(comparison) | {"methods": ",".join(comparison.methods), "only": name}
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (comparison.output / "logs" / f"{name}.log").open("wb") as log:
@@ -222,9 +215,11 @@ def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         generate(partial, level, count, seed)
         try:
-            partial.rename(folder)
-        except OSError:  # another process was faster, with the same clips
+            rename_folder(partial, folder)
+        except OSError:
             shutil.rmtree(partial)
+            if not folder.exists():  # no other process was faster, with the same clips
+                raise
     questions: list[VideoQA] = load_annotations(folder)
     return questions
 

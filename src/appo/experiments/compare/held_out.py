@@ -6,8 +6,7 @@ decodes and encodes thousands of clips again.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from appo.files import atomic_write
 from appo.models.prefix_packing import FEATURES, encode_vision, reuses_vision, with_features
 from appo.rollout.generation import PromptInputs, generate
 from appo.types import VideoQA
@@ -49,9 +49,8 @@ def encoded(file: Path, questions: Sequence[VideoQA], model: Any, processor: Any
         raise ValueError("appo compare needs transformers 5.18 or later: older ones take pixels only")
     if not file.exists():
         prompts = [_features_apart(encode_vision(model, prompt_of(processor, question))) for question in questions]
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as handle:
-            torch.save(prompts, handle)
-        os.replace(handle.name, file)
+        torch.save(prompts, content := io.BytesIO())
+        atomic_write(file, content.getvalue())
     return HeldOut(questions, [_together(*parts) for parts in torch.load(file, weights_only=True)])
 
 

@@ -1,4 +1,4 @@
-"""What is compared: the methods, the fields' baselines, ours and its ablations, and the controls, by name."""
+"""What is compared: the methods, baselines of the field, variants that are not in the paper, and controls, by name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from appo.experiments.compare.controls import (
 )
 from appo.training.config import APPOConfig
 
-OURS: dict[str, Any] = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
-RAW_BASE = OURS | {"frame_attention": "raw"}
+RELATIVE: dict[str, Any] = {"frame_attention": "relative", "base_weight": 0.2, "normalize_weights": True}
+RAW_BASE = RELATIVE | {"frame_attention": "raw"}
 ORACLES = ("oracle-tokens", "oracle-frames")
 
 
@@ -53,20 +53,20 @@ VARIANTS: dict[str, Variant] = {
     "appo-hard": Variant("appo", "APPO, frames of winners only", {"strategy": "hard"}),
     "appo-all": Variant("appo", "APPO, frames of anyone", {"strategy": "all"}),
     "appo-k3": Variant("appo", "APPO, the released code's divergence", {"divergence": "k3"}),
-    "appo-relative": Variant("appo", "relative attention, base weight 0.2, mean one", OURS),
+    "appo-relative": Variant("appo", "relative attention, base weight 0.2, mean one", RELATIVE),
     "relative-only": Variant("appo", "APPO with relative attention, weights 1 to 1.7", {"frame_attention": "relative"}),
-    "relative-one": Variant("appo", "the same with a mean of one", OURS | {"base_weight": 1.0}),
-    "relative-base": Variant("appo", "relative attention, base weight 0.2", OURS | {"normalize_weights": False}),
+    "relative-one": Variant("appo", "the same with a mean of one", RELATIVE | {"base_weight": 1.0}),
+    "relative-base": Variant("appo", "relative attention, base weight 0.2", RELATIVE | {"normalize_weights": False}),
     "raw-base": Variant("appo", "raw attention, base weight 0.2, mean one", RAW_BASE),
     "raw-select": Variant(
         "appo",
         "raw attention, 1 for chosen tokens, 0.2 for others, mean one",
         RAW_BASE | {"max_weight": 1.0},
     ),
-    "shuffled": Variant("appo", "appo-relative, weights shuffled within each response", OURS, shuffled),
+    "shuffled": Variant("appo", "appo-relative, weights shuffled within each response", RELATIVE, shuffled),
     "appo-shuffled": Variant("appo", "appo, weights shuffled within each response", {}, shuffled),
     "random-frames": Variant("appo", "raw-base with random frames as crucial ones", RAW_BASE, random_frames),
-    "oracle-frames": Variant("appo", "appo-relative with the true frames as crucial ones", OURS, true_frames),
+    "oracle-frames": Variant("appo", "appo-relative with the true frames as crucial ones", RELATIVE, true_frames),
     "oracle-tokens": Variant(
         "appo", "weight on the words that decide only, mean one", {"normalize_weights": True}, decisive_tokens
     ),

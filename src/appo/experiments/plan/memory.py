@@ -16,7 +16,7 @@ from functools import cached_property
 from appo.experiments.plan.architecture import Architecture, VideoShape
 
 FP32 = 4
-# Of appo.models.log_probs and appo.models.frame_attention; a test compares them (this room loads no torch).
+# Of appo.models.log_probs and appo.models.frame_attention; a test compares them (this module loads no torch).
 LOGIT_ROWS = 512
 CAPTURE_BUDGET = 16 * 2**20
 # Rows of TRL's fused head at once.
@@ -79,18 +79,18 @@ class Run:
 
     Attributes:
         architecture, video: the model, and the video of a prompt.
-        prompt_text: tokens of a prompt beside the video's.
-        generations: G, responses to a prompt.
-        completion: N, tokens of a response.
-        prompts: of one generation, on this GPU.
+        prompt_text_tokens: tokens of a prompt beside the video's.
+        num_generations: G, responses to a prompt.
+        max_completion_length: N, tokens of a response.
+        prompts_per_gpu: of one generation, on this GPU.
         prompts_per_call: whose graphs are alive together (per_device_train_batch_size / num_generations).
         rows_per_chunk: responses packed together; 0: all.
-        precision: a name of `PRECISIONS`.
-        checkpointing: gradient checkpointing.
+        dtype: a name of `PRECISIONS`.
+        gradient_checkpointing: each layer keeps its input only.
         optimizer: adamw, adamw_8bit or sgd.
         sharding: ddp, zero2, zero3 or fsdp2.
         gpus: that share the work.
-        lora_rank: of adapters on the language model's matrices; 0: all of the language model is trained.
+        lora_r: of adapters on the language model's matrices; 0: all of the language model is trained.
         vllm: bytes of the GPU that a colocated vLLM holds; 0: transformers generates.
         capture_layers: whose attention is read in the scoring pass; 0: none.
         kernels: of this machine.
@@ -98,18 +98,18 @@ class Run:
 
     architecture: Architecture
     video: VideoShape
-    prompt_text: int = 100
-    generations: int = 8
-    completion: int = 384
-    prompts: int = 2
+    prompt_text_tokens: int = 100
+    num_generations: int = 8
+    max_completion_length: int = 384
+    prompts_per_gpu: int = 2
     prompts_per_call: int = 1
     rows_per_chunk: int = 0
-    precision: str = "mixed"
-    checkpointing: bool = True
+    dtype: str = "mixed"
+    gradient_checkpointing: bool = True
     optimizer: str = "adamw"
     sharding: str = "ddp"
     gpus: int = 8
-    lora_rank: int = 0
+    lora_r: int = 0
     vllm: int = 0
     capture_layers: int = 3
     kernels: Kernels = Kernels()
@@ -117,8 +117,8 @@ class Run:
     @cached_property
     def numbers(self) -> Precision:
         """Bytes of one number; sharded runs gather bfloat16 weights, so nothing is cast in them."""
-        precision = PRECISIONS[self.precision]
-        if self.sharding == "ddp" or self.precision == "fp32":
+        precision = PRECISIONS[self.dtype]
+        if self.sharding == "ddp" or self.dtype == "fp32":
             return precision
         return Precision(precision.weight, precision.gradient, precision.optimizer, 2, 2, 0)
 
@@ -127,49 +127,64 @@ class Run:
     @property
     def prompt(self) -> int:
         """P: tokens of a prompt."""
-        return self.video.tokens + self.prompt_text
+        return self.video.tokens + self.prompt_text_tokens
 
     @property
     def rows_tokens(self) -> int:
         """Tokens of a group as ordinary rows."""
-        return self.generations * (self.prompt + self.completion)
+        return self.num_generations * (self.prompt + self.max_completion_length)
 
     @property
     def packed_tokens(self) -> int:
         """Tokens of a group packed behind one prompt."""
-        return self.prompt - 1 + self.generations * self.completion
+        return self.prompt - 1 + self.num_generations * self.max_completion_length
 
     @property
     def responses_at_once(self) -> int:
         """Responses in one forward pass."""
-        return min(self.rows_per_chunk or self.generations, self.generations)
+        return min(self.rows_per_chunk or self.num_generations, self.num_generations)
+
+    @property
+    def response_tokens_at_once(self) -> int:
+        """Tokens of the responses in one forward pass."""
+        return self.responses_at_once * self.max_completion_length
 
     @property
     def tokens_at_once(self) -> int:
         """T: tokens of one packed forward pass."""
-        return self.prompt - 1 + self.responses_at_once * self.completion
+        return self.prompt - 1 + self.response_tokens_at_once
+
+    @property
+    def keys(self) -> int:
+        """L: positions that the last token of a response attends to."""
+        return self.prompt - 1 + self.max_completion_length
+
+    @property
+    def rows(self) -> int:
+        """Responses of one generation on this GPU."""
+        return self.prompts_per_gpu * self.num_generations
 
     @property
     def calls(self) -> int:
         """Groups whose graphs are alive together: chunks are recomputed one by one, whole groups are not."""
-        return 1 if self.responses_at_once < self.generations else self.prompts_per_call
+        return 1 if self.responses_at_once < self.num_generations else self.prompts_per_call
 
     @property
     def accumulates(self) -> bool:
         """Whether gradients of an earlier micro-batch are there while a later one is made."""
-        return self.prompts > self.prompts_per_call
+        return self.prompts_per_gpu > self.prompts_per_call
 
     @property
     def passes(self) -> int:
         """Forward passes in one backward pass: autograd holds each weight's gradient until the last is through."""
-        return self.prompts_per_call * -(-self.generations // self.responses_at_once)
+        return self.prompts_per_call * -(-self.num_generations // self.responses_at_once)
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 
     @property
     def trained(self) -> int:
         """Parameters that are trained."""
-        return self.architecture.lora_parameters(self.lora_rank) if self.lora_rank else self._language
+        return self.architecture.lora_parameters(self.lora_r) if self.lora_r else self._language
 
     @property
     def _language(self) -> int:
@@ -178,7 +193,7 @@ class Run:
     @property
     def parameters(self) -> int:
         """All of them, adapters included."""
-        adapters = self.trained if self.lora_rank else 0
+        adapters = self.trained if self.lora_r else 0
         return self._language + self.architecture.vision_parameters + adapters
 
 
@@ -189,10 +204,10 @@ def weights_bytes(run: Run) -> int:
     """Of the weights on one GPU. DeepSpeed holds bfloat16 ones beside its float32 originals (see optimizer_bytes)."""
     zero = run.sharding.startswith("zero")
     size = 2 if zero else run.numbers.weight
-    whole = (run.parameters - (run.trained if run.lora_rank else 0)) * size
-    if run.lora_rank:
+    whole = (run.parameters - (run.trained if run.lora_r else 0)) * size
+    if run.lora_r:
         whole += run.trained * (2 if zero else FP32)
-    if run.precision == "nf4":
+    if run.dtype == "nf4":
         # Half a byte a number, and a float32 for 64 of them (QLoRA sec. 3, without nested constants).
         matrices = run.architecture.layers * sum(inputs * outputs for inputs, outputs in run.architecture.linears)
         whole -= matrices * size - matrices * (64 // 2 + FP32) // 64
@@ -201,7 +216,7 @@ def weights_bytes(run: Run) -> int:
 
 def gradients_bytes(run: Run) -> int:
     """Of the gradients of one optimiser step, and DDP's buckets, which are a second copy of them."""
-    size = FP32 if run.lora_rank else run.numbers.gradient
+    size = FP32 if run.lora_r else run.numbers.gradient
     if run.sharding.startswith("zero"):
         return -(-run.trained * 2 // run.gpus)
     if run.sharding == "fsdp2":
@@ -211,12 +226,12 @@ def gradients_bytes(run: Run) -> int:
 
 def optimizer_bytes(run: Run) -> int:
     """Of AdamW's two moments (8 bit: a byte each and a float32 for 256 of them, embeddings in float32), or nothing."""
-    per_number: float = 8 if run.lora_rank else run.numbers.optimizer
+    per_number: float = 8 if run.lora_r else run.numbers.optimizer
     states = run.trained * per_number
     if run.optimizer == "sgd":
         states = 0
     if run.optimizer == "adamw_8bit":
-        embedding = 0 if run.lora_rank else run.architecture.vocabulary * run.architecture.hidden
+        embedding = 0 if run.lora_r else run.architecture.vocabulary * run.architecture.hidden
         states = (run.trained - embedding) * 2 * (1 + FP32 / 256) + embedding * 8
     if run.sharding.startswith("zero"):
         states += run.trained * FP32  # the originals of the bfloat16 weights
@@ -242,7 +257,7 @@ def layer_saved_bytes(run: Run) -> int:
     """What one decoder layer keeps for its backward pass, over T packed tokens."""
     a, n = run.architecture, run.numbers
     H, K, I, T = a.hidden, a.kv_width, a.intermediate, run.tokens_at_once  # noqa: E741
-    e, S, GN = n.activation, run.prompt - 1, run.responses_at_once * run.completion
+    e, S, GN = n.activation, run.prompt - 1, run.response_tokens_at_once
     # A norm keeps its input and its normalised input in float32 (bfloat16: the second in bfloat16); what it emits is
     # kept once by the matrices that read it, or once by each where autocast makes them copies.
     if n.cast:
@@ -259,18 +274,18 @@ def layer_saved_bytes(run: Run) -> int:
 
 def _response_keys(run: Run) -> int:
     """Keys and values of each response, the prompt's in front of them; for SDPA once a query head, and a mask."""
-    a, e, L = run.architecture, run.numbers.activation, run.prompt - 1 + run.completion
+    a, e, L = run.architecture, run.numbers.activation, run.keys
     if run.kernels.attention != "sdpa":
         return 2 * run.responses_at_once * L * a.kv_width * e
-    return 2 * run.responses_at_once * L * a.hidden * e + run.completion * L * e
+    return 2 * run.responses_at_once * L * a.hidden * e + run.max_completion_length * L * e
 
 
 def _lora_saved(run: Run) -> int:
     """Inputs of the adapters' two matrices, float32 as PEFT keeps adapters, less those that frozen matrices let go."""
-    if not run.lora_rank:
+    if not run.lora_r:
         return 0
     T, e = run.tokens_at_once, run.numbers.activation
-    return sum(T * (FP32 * inputs + FP32 * run.lora_rank) for inputs, _ in run.architecture.linears) - T * e * (
+    return sum(T * (FP32 * inputs + FP32 * run.lora_r) for inputs, _ in run.architecture.linears) - T * e * (
         2 * run.architecture.hidden + run.architecture.hidden + run.architecture.intermediate
     )
 
@@ -279,7 +294,7 @@ def layer_backward_bytes(run: Run) -> int:
     """What a layer's backward pass needs beside what was kept: gradients of the stream, the MLP and one matrix."""
     a, n, T = run.architecture, run.numbers, run.tokens_at_once
     stream, middle = T * a.hidden * n.residual, T * a.intermediate * n.activation
-    matrix = 0 if run.lora_rank else a.hidden * a.intermediate * (FP32 if n.cast else n.gradient)
+    matrix = 0 if run.lora_r else a.hidden * a.intermediate * (FP32 if n.cast else n.gradient)
     half = a.hidden * a.intermediate * n.cast  # autocast's gradient, before it is the weight's
     return stream + max(2 * middle, middle + matrix + half)
 
@@ -288,7 +303,7 @@ def layer_forward_bytes(run: Run) -> int:
     """What a layer holds at once where nothing is kept: in its attention, or in its MLP."""
     a, n, T = run.architecture, run.numbers, run.tokens_at_once
     H, K, e = a.hidden, a.kv_width, n.activation
-    G, GN, L = run.responses_at_once, run.responses_at_once * run.completion, run.prompt - 1 + run.completion
+    G, GN, L = run.responses_at_once, run.response_tokens_at_once, run.keys
     rotated = FP32 if n.cast else e  # autocast: keys leave the rotation in float32, values do not
     stream = 3 * T * H * n.residual  # the embeddings, the residual, what the norm emits
     own = T * H * rotated + T * K * (rotated + e) + GN * H * rotated + GN * K * (rotated + e) + T * H * e
@@ -296,4 +311,4 @@ def layer_forward_bytes(run: Run) -> int:
     copies = G * L * H * (rotated + e) if run.kernels.attention == "sdpa" else 0
     casts = (G * L * H + GN * H) * e if n.cast else 0
     attention = own + joined + copies + casts + GN * H * e
-    return stream + max(attention, 3 * T * a.intermediate * e) + run.completion * L * (e + 1)
+    return stream + max(attention, 3 * T * a.intermediate * e) + run.max_completion_length * L * (e + 1)

@@ -55,7 +55,7 @@ def phases(run: Run) -> list[Phase]:
 
 def features_bytes(run: Run) -> int:
     """What the frozen vision tower made of the videos of one generation: kept in the place of their pixels."""
-    return run.prompts * run.video.tokens * run.architecture.hidden * run.numbers.activation
+    return run.prompts_per_gpu * run.video.tokens * run.architecture.hidden * run.numbers.activation
 
 
 def vision_bytes(run: Run) -> int:
@@ -67,7 +67,7 @@ def vision_bytes(run: Run) -> int:
 
 def _autocast_bytes(run: Run) -> int:
     """Copies of the layers' trained matrices that autocast keeps for the length of a forward pass."""
-    return 0 if run.lora_rank else run.numbers.cast * run.architecture.layers * run.architecture.layer_parameters
+    return 0 if run.lora_r else run.numbers.cast * run.architecture.layers * run.architecture.layer_parameters
 
 
 def _head_copy_bytes(run: Run) -> int:
@@ -84,10 +84,9 @@ def generate_parts(run: Run) -> Parts:
     if run.vllm:
         return {"vision tower": vision}
     a = run.architecture
-    rows = run.prompts * run.generations
     whole = {"ZeRO-3 gathers all weights": 2 * run.parameters} if run.sharding == "zero3" and run.gpus > 1 else {}
     caches = cache_bytes(run) + cache_bytes(run) // a.layers
-    logits = rows * a.vocabulary * (run.numbers.activation + 4 * FP32)
+    logits = run.rows * a.vocabulary * (run.numbers.activation + 4 * FP32)
     copies = _autocast_bytes(run) + _head_copy_bytes(run)
     generating = {"KV cache": caches, "logits": logits, "autocast copies": copies, **whole}
     return generating if sum(generating.values()) > vision else {"vision tower": vision}
@@ -97,7 +96,7 @@ def cache_bytes(run: Run) -> int:
     """Keys and values of all responses, the prompt's copied to each; autocast leaves keys in float32."""
     a, n = run.architecture, run.numbers
     per_token = a.layers * a.kv_width * (n.activation + (FP32 if n.cast else n.activation))
-    return run.prompts * run.generations * (run.prompt + run.completion) * per_token
+    return run.rows * (run.prompt + run.max_completion_length) * per_token
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
@@ -106,8 +105,8 @@ def cache_bytes(run: Run) -> int:
 def score_parts(run: Run) -> Parts:
     """A forward pass over a packed group, in a layer or in the head, whichever holds more."""
     a, n = run.architecture, run.numbers
-    kept = run.prompts * run.generations * run.completion * (a.hidden * n.residual + run.video.frames * FP32)
-    rows = min(LOGIT_ROWS, run.generations * run.completion)
+    kept = run.rows * run.max_completion_length * (a.hidden * n.residual + run.video.frames * FP32)
+    rows = min(LOGIT_ROWS, run.num_generations * run.max_completion_length)
     head = {"LM head": rows * a.vocabulary * (n.activation + 3 * FP32) + _head_copy_bytes(run)}
     layer = {"a layer's forward": layer_forward_bytes(run), "attention capture": capture_bytes(run)}
     return {
@@ -122,9 +121,9 @@ def capture_bytes(run: Run) -> int:
     """Probabilities of a chunk of queries, before and after the softmax, and keys in float32."""
     if not run.capture_layers:
         return 0
-    a, G, L = run.architecture, run.responses_at_once, run.prompt - 1 + run.completion
+    a, G, L = run.architecture, run.responses_at_once, run.keys
     chunk = max(1, CAPTURE_BUDGET // (G * a.heads * L))
-    probabilities = min(chunk, run.completion) * G * a.heads * L * FP32
+    probabilities = min(chunk, run.max_completion_length) * G * a.heads * L * FP32
     keys = 0 if run.numbers.activation == FP32 or run.numbers.cast else G * L * a.kv_width * FP32
     return 2 * probabilities + keys
 
@@ -147,7 +146,7 @@ def update_parts(run: Run) -> Parts:
 
 def kept_bytes(run: Run) -> int:
     """What the layers keep until their backward pass: each its input with checkpointing, all of it without."""
-    return run.calls * run.architecture.layers * (_stream(run) if run.checkpointing else _layer(run))
+    return run.calls * run.architecture.layers * (_stream(run) if run.gradient_checkpointing else _layer(run))
 
 
 def _stream(run: Run) -> int:
@@ -161,13 +160,13 @@ def _layer(run: Run) -> int:
 
 def _recomputed(run: Run) -> int:
     """A checkpointed layer's own, made once more; its input is already kept where the stream is float32."""
-    if not run.checkpointing:
+    if not run.gradient_checkpointing:
         return 0
     return _layer(run) - (_stream(run) if run.numbers.residual == FP32 else 0)
 
 
 def _head_gradient(run: Run) -> int:
-    return 0 if run.lora_rank else run.architecture.vocabulary * run.architecture.hidden * run.numbers.gradient
+    return 0 if run.lora_r else run.architecture.vocabulary * run.architecture.hidden * run.numbers.gradient
 
 
 def _before(run: Run) -> Parts:
@@ -176,14 +175,14 @@ def _before(run: Run) -> Parts:
 
 
 def _waiting(run: Run) -> int:
-    size = FP32 if run.lora_rank or run.numbers.cast else run.numbers.gradient
+    size = FP32 if run.lora_r or run.numbers.cast else run.numbers.gradient
     return run.trained * size if run.passes > 1 else 0
 
 
 def _in_forward(run: Run) -> Parts:
     """The end of a checkpointed forward pass; without checkpointing, the head's backward pass holds more."""
     kept = {"kept for backward": kept_bytes(run)}
-    if run.checkpointing:
+    if run.gradient_checkpointing:
         kept |= {"autocast copies": _autocast_bytes(run), "a layer's forward": layer_forward_bytes(run)}
     return _before(run) | kept
 
@@ -191,10 +190,10 @@ def _in_forward(run: Run) -> Parts:
 def _in_head(run: Run) -> Parts:
     """The fused head's backward pass: a tile of logits, and gradients of its matrix and of hidden states in float32."""
     a, n, k = run.architecture, run.numbers, run.kernels
-    emitting = run.responses_at_once * run.completion
+    emitting = run.response_tokens_at_once
     rows, words = (emitting if k.packs_head else run.tokens_at_once), min(k.head_tile, a.vocabulary)
     tile = min(rows, HEAD_ROWS) * (k.head_tile * n.activation + k.head_floats * words * FP32)
-    matrix = 0 if run.lora_rank else a.vocabulary * a.hidden * FP32
+    matrix = 0 if run.lora_r else a.vocabulary * a.hidden * FP32
     matrix += matrix // 2 if n.gradient == 2 else 0  # the same in bfloat16
     words_cast = words * a.hidden * (n.activation if n.residual != n.activation or n.cast else 0)
     norm = 3 * _stream(run) + rows * a.hidden * (n.residual if k.packs_head else 0)
@@ -213,10 +212,10 @@ def _in_last_layer(run: Run) -> Parts:
 
 def _in_first_layer(run: Run) -> Parts:
     waiting = _head_gradient(run) if run.accumulates and run.architecture.tied else 0
-    kept = run.calls * (_stream(run) if run.checkpointing else _layer(run))
+    kept = run.calls * (_stream(run) if run.gradient_checkpointing else _layer(run))
     layer = _recomputed(run) + layer_backward_bytes(run)
     missing = 0 if run.accumulates else gradients_bytes(run) // run.architecture.layers
-    if run.lora_rank == 0:  # the layer's own, and those of an embedding that is not the head
+    if run.lora_r == 0:  # the layer's own, and those of an embedding that is not the head
         own = run.architecture.layer_parameters + (
             0 if run.architecture.tied else run.architecture.embedding_parameters // 2
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from appo.experiments.plan.architecture import read_architecture, video_shape
@@ -16,6 +16,18 @@ GB = 1e9
 RESERVED = 0.08
 SHARDINGS = ("ddp", "zero2", "zero3", "fsdp2")
 OPTIMIZERS = ("adamw", "adamw_8bit", "sgd")
+ATTENTIONS = ("sdpa", "flash_attention_2")
+# Settings beside those of `Run`, whose attributes have the names of the flags: the paper's shapes.
+PAPER: dict[str, Any] = {
+    "model": "qwen2.5-vl-7b", "gpu_memory": 80, "video_max_frames": 16, "video_max_pixels": 64 * 28 * 28,
+    "video_min_pixels": 4 * 28 * 28, "resolution": "640x360", "attention": "sdpa", "vllm_share": 0.0,
+}  # fmt: skip
+RUN_DEFAULTS = {one.name: one.default for one in fields(Run) if one.default is not MISSING}
+# Settings of a training YAML that are taken as they are.
+TRAINING = (
+    "num_generations", "max_completion_length", "video_max_frames", "video_max_pixels", "video_min_pixels",
+    "rows_per_chunk",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,46 +71,28 @@ class Remedy:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `appo plan`; defaults are the paper's shapes (APPO sec. 4)."""
+    """The flags of `appo plan`, named as settings of training are; defaults are the paper's shapes (APPO sec. 4)."""
     add = parser.add_argument
     add("--config", help="take settings from a training YAML; flags win over it")
     add("--model", help="qwen2.5-vl-3b, qwen2.5-vl-7b, spotlight, or a folder or hub id, of which config.json is read")
-    add("--gpus", type=int, default=8, help="default: 8")
-    add("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
-    add("--frames", type=int, help="sampled from a video (default: 16)")
-    add("--resolution", default="640x360", metavar="WxH", help="of the files (default: 640x360)")
-    add("--pixels-per-frame", type=int, help="most, after resizing (default: 50176 = 64*28*28)")
-    add("--prompt-text-tokens", type=int, default=100, help="question and template (default: 100)")
-    add("--generations", type=int, help="responses to a prompt (default: 8)")
-    add("--completion", type=int, help="tokens of a response (default: 384)")
+    add("--gpus", type=int, help="default: 8")
+    add("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: 80)")
+    add("--video-max-frames", type=int, help="sampled from a video (default: 16)")
+    add("--video-max-pixels", type=int, help="of a frame at most, after resizing (default: 50176 = 64*28*28)")
+    add("--resolution", metavar="WxH", help="of the files (default: 640x360)")
+    add("--prompt-text-tokens", type=int, help="question and template (default: 100)")
+    add("--num-generations", type=int, help="responses to a prompt (default: 8)")
+    add("--max-completion-length", type=int, help="tokens of a response (default: 384)")
     add("--prompts-per-gpu", type=int, help="of one generation (default: 16 / gpus)")
     add("--prompts-per-call", type=int, help="in one micro-batch (default: 1)")
     add("--rows-per-chunk", type=int, help="responses packed together; 0: all (default: 0)")
     add("--dtype", choices=tuple(PRECISIONS), help="mixed (default): float32 weights, autocast; nf4: LoRA's")
     add("--optimizer", choices=OPTIMIZERS, help="default: adamw")
-    add("--sharding", choices=SHARDINGS, default="ddp", help="default: ddp")
+    add("--sharding", choices=SHARDINGS, help="default: ddp")
     add("--lora-r", type=int, help="rank of adapters on the language model; 0: train all of it (default: 0)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, help="default: on")
-    add("--attention", choices=("sdpa", "flash_attention_2"), help="default: sdpa")
+    add("--attention", choices=ATTENTIONS, help="default: sdpa")
     add("--vllm-share", type=float, help="of the GPU for a colocated vLLM; 0: transformers generates (default: 0)")
-
-
-PAPER: dict[str, Any] = {
-    "model": "qwen2.5-vl-7b",
-    "frames": 16,
-    "generations": 8,
-    "completion": 384,
-    "pixels_per_frame": 64 * 28 * 28,
-    "least_pixels": 4 * 28 * 28,
-    "prompts_per_call": 1,
-    "rows_per_chunk": 0,
-    "dtype": "mixed",
-    "optimizer": "adamw",
-    "lora_r": 0,
-    "gradient_checkpointing": True,
-    "attention": "sdpa",
-    "vllm_share": 0.0,
-}
 
 
 def plan_of(flags: argparse.Namespace) -> Plan:
@@ -109,32 +103,23 @@ def plan_of(flags: argparse.Namespace) -> Plan:
         OSError: a file that cannot be read.
     """
     given = {name: value for name, value in vars(flags).items() if value is not None}
-    settings = {**PAPER, **(settings_of(flags.config) if flags.config else {}), **given}
-    settings.setdefault("prompts_per_gpu", max(1, 16 // max(1, settings["gpus"])))
+    given = (settings_of(flags.config) if flags.config else {}) | given
+    prompts = max(1, 16 // max(1, given.get("gpus", Run.gpus)))
+    settings = RUN_DEFAULTS | PAPER | {"prompts_per_gpu": prompts} | given
     _check(settings)
     architecture = read_architecture(settings["model"])
     width, height = _sides(settings["resolution"])
-    most = settings["pixels_per_frame"]
+    most = settings["video_max_pixels"]
+    least = min(most, settings["video_min_pixels"])
     gpu_bytes = int(settings["gpu_memory"] * GB)
-    run = Run(
-        architecture=architecture,
-        video=video_shape(architecture, settings["frames"], height, width, min(most, settings["least_pixels"]), most),
-        prompt_text=settings["prompt_text_tokens"],
-        generations=settings["generations"],
-        completion=settings["completion"],
-        prompts=settings["prompts_per_gpu"],
-        prompts_per_call=min(settings["prompts_per_call"], settings["prompts_per_gpu"]),
-        rows_per_chunk=settings["rows_per_chunk"],
-        precision=settings["dtype"],
-        checkpointing=settings["gradient_checkpointing"],
-        optimizer=settings["optimizer"],
-        sharding=settings["sharding"],
-        gpus=settings["gpus"],
-        lora_rank=settings["lora_r"],
-        vllm=int(settings["vllm_share"] * gpu_bytes),
-        kernels=Kernels(attention=settings["attention"]),
-    )
-    return Plan(run, gpu_bytes)
+    derived = {
+        "architecture": architecture,
+        "video": video_shape(architecture, settings["video_max_frames"], height, width, least, most),
+        "prompts_per_call": min(settings["prompts_per_call"], settings["prompts_per_gpu"]),
+        "vllm": int(settings["vllm_share"] * gpu_bytes),
+        "kernels": Kernels(attention=settings["attention"]),
+    }
+    return Plan(Run(**{name: settings[name] for name in RUN_DEFAULTS} | derived), gpu_bytes)
 
 
 def settings_of(path: str) -> dict[str, Any]:
@@ -145,27 +130,20 @@ def settings_of(path: str) -> dict[str, Any]:
         config = yaml.safe_load(file)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no settings; see recipes/spotlight.yaml")
-    init = config.get("model_init_kwargs") or {}
-    generations = config.get("num_generations", PAPER["generations"])
-    rows, accumulated = config.get("per_device_train_batch_size", generations), "gradient_accumulation_steps"
-    calls = max(1, rows // generations)
-    colocated = config.get("use_vllm") and config.get("vllm_mode", "colocate") == "colocate"
-    half = init.get("dtype", init.get("torch_dtype")) == "bfloat16"
-    four = config.get("load_in_4bit", False)
     if config.get("load_in_8bit"):
         raise ValueError(f"{path}: load_in_8bit is not planned; load_in_4bit is")
+    init = config.get("model_init_kwargs") or {}
+    G = config.get("num_generations", Run.num_generations)
+    calls = max(1, config.get("per_device_train_batch_size", G) // G)
+    colocated = config.get("use_vllm") and config.get("vllm_mode", "colocate") == "colocate"
+    half = init.get("dtype", init.get("torch_dtype")) == "bfloat16"
+    whole = "mixed" if config.get("bf16", True) else "fp32"
     optimizers = {"sgd": "sgd", "adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit"}
-    found = {
+    found = {name: config.get(name) for name in TRAINING} | {
         "model": _known_model(config.get("model")),
-        "frames": config.get("video_max_frames"),
-        "pixels_per_frame": config.get("video_max_pixels"),
-        "least_pixels": config.get("video_min_pixels"),
-        "generations": generations,
-        "completion": config.get("max_completion_length"),
-        "prompts_per_gpu": calls * config.get(accumulated, 1),
+        "prompts_per_gpu": calls * config.get("gradient_accumulation_steps", 1),
         "prompts_per_call": calls,
-        "rows_per_chunk": config.get("rows_per_chunk"),
-        "dtype": "nf4" if four else "bf16" if half else "mixed" if config.get("bf16", True) else "fp32",
+        "dtype": "nf4" if config.get("load_in_4bit") else "bf16" if half else whole,
         "optimizer": optimizers.get(config.get("optim", ""), "adamw"),
         "lora_r": config.get("lora_r", 16) if config.get("use_peft") else None,
         "gradient_checkpointing": config.get("activation_checkpointing", config.get("gradient_checkpointing")),
@@ -182,8 +160,8 @@ def _known_model(name: str | None) -> str | None:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    counts = ("gpus", "frames", "generations", "completion", "prompts_per_gpu", "prompts_per_call", "gpu_memory")
-    for name in (*counts, "pixels_per_frame"):
+    for name in ("gpus", "gpu_memory", "num_generations", "max_completion_length", "video_max_frames",
+                 "video_max_pixels", "prompts_per_gpu", "prompts_per_call"):  # fmt: skip
         if settings[name] <= 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
     for name in ("lora_r", "rows_per_chunk", "prompt_text_tokens"):
@@ -195,8 +173,8 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError(f"sharding {settings['sharding']} is planned for dtype mixed or bf16, not {settings['dtype']}")
     if settings["dtype"] == "nf4" and not settings["lora_r"]:
         raise ValueError("dtype nf4 is not trained itself: set lora_r, or another dtype")
-    if settings["attention"] not in ("sdpa", "flash_attention_2"):
-        raise ValueError(f"attention is planned for sdpa and flash_attention_2, not {settings['attention']}")
+    if settings["attention"] not in ATTENTIONS:
+        raise ValueError(f"attention is planned for {' and '.join(ATTENTIONS)}, not {settings['attention']}")
 
 
 def _sides(text: str) -> tuple[int, int]:
@@ -211,43 +189,42 @@ def _sides(text: str) -> tuple[int, int]:
 
 def remedies(run: Run) -> Iterator[Remedy]:
     """Changes that might lower the peak, the cheapest first; what is in force already is left out."""
-    G, several = run.generations, run.gpus > 1
+
+    def changed(setting: str, cost: str, **settings: Any) -> Remedy:
+        return Remedy(setting, cost, replace(run, **settings))
+
+    G = run.num_generations
     if run.kernels.attention == "sdpa":
-        faster = replace(run.kernels, attention="flash_attention_2")
-        yield Remedy("attn_implementation: flash_attention_2", "none; needs flash-attn", replace(run, kernels=faster))
+        kernels = replace(run.kernels, attention="flash_attention_2")
+        yield changed("attn_implementation: flash_attention_2", "none; needs flash-attn", kernels=kernels)
     if run.prompts_per_call > 1:
-        one = replace(run, prompts_per_call=1)
-        yield Remedy(f"per_device_train_batch_size: {G}, accumulate", "smaller micro-batches", one)
-    if not run.checkpointing:
-        yield Remedy("gradient_checkpointing: true", "a forward pass more", replace(run, checkpointing=True))
-    if several and run.sharding in ("ddp", "zero2"):
-        for sharding in ("zero2", "fsdp2", "zero3"):
-            if sharding != run.sharding and run.precision != "fp32":
-                yield Remedy(f"sharding {sharding} (accelerate)", "communication", replace(run, sharding=sharding))
+        yield changed(f"per_device_train_batch_size: {G}, accumulate", "smaller micro-batches", prompts_per_call=1)
+    if not run.gradient_checkpointing:
+        yield changed("gradient_checkpointing: true", "a forward pass more", gradient_checkpointing=True)
+    if run.gpus > 1 and run.sharding in ("ddp", "zero2") and run.dtype != "fp32":
+        for sharding in [kind for kind in ("zero2", "fsdp2", "zero3") if kind != run.sharding]:
+            yield changed(f"sharding {sharding} (accelerate)", "communication", sharding=sharding)
     for rows in (G // 2, G // 4, 1):
         if 0 < rows < run.responses_at_once:
-            chunks = -(-G // rows)
-            changed = replace(run, rows_per_chunk=rows)
-            yield Remedy(f"rows_per_chunk: {rows}", f"the prompt {chunks} times, a forward pass more", changed)
+            cost = f"the prompt {-(-G // rows)} times, a forward pass more"
+            yield changed(f"rows_per_chunk: {rows}", cost, rows_per_chunk=rows)
     if run.optimizer == "adamw":
-        changed = replace(run, optimizer="adamw_8bit")
-        yield Remedy("optim: adamw_bnb_8bit", "rounded moments; needs bitsandbytes", changed)
-    if run.precision in ("mixed", "fp32"):
-        lost = "frozen weights rounded" if run.lora_rank else "rounded updates, lost at lr 1e-6"
-        changed = replace(run, precision="bf16")
-        yield Remedy("model_init_kwargs: {dtype: bfloat16}", lost, changed)
+        yield changed("optim: adamw_bnb_8bit", "rounded moments; needs bitsandbytes", optimizer="adamw_8bit")
+    if run.dtype in ("mixed", "fp32"):
+        lost = "frozen weights rounded" if run.lora_r else "rounded updates, lost at lr 1e-6"
+        yield changed("model_init_kwargs: {dtype: bfloat16}", lost, dtype="bf16")
     if run.vllm:
-        changed = replace(run, vllm=run.vllm // 2)
-        yield Remedy("half of vllm_gpu_memory_utilization", "slower generation", changed)
-    if run.prompts > 1:
-        yield Remedy("half of the prompts of a generation", "a smaller batch", replace(run, prompts=run.prompts // 2))
-    if not run.lora_rank:
-        yield Remedy("LoRA, rank 64", "adapters instead of all weights", replace(run, lora_rank=64))
-    if run.lora_rank and run.precision != "nf4" and run.sharding == "ddp":
-        changed = replace(run, precision="nf4")
-        yield Remedy("load_in_4bit: true", "rounded frozen weights; needs bitsandbytes", changed)
-    if run.completion > 128:
-        yield Remedy("half of max_completion_length", "shorter reasoning", replace(run, completion=run.completion // 2))
+        yield changed("half of vllm_gpu_memory_utilization", "slower generation", vllm=run.vllm // 2)
+    if run.prompts_per_gpu > 1:
+        fewer = run.prompts_per_gpu // 2
+        yield changed("half of the prompts of a generation", "a smaller batch", prompts_per_gpu=fewer)
+    if not run.lora_r:
+        yield changed("LoRA, rank 64", "adapters instead of all weights", lora_r=64)
+    if run.lora_r and run.dtype != "nf4" and run.sharding == "ddp":
+        yield changed("load_in_4bit: true", "rounded frozen weights; needs bitsandbytes", dtype="nf4")
+    if run.max_completion_length > 128:
+        shorter = run.max_completion_length // 2
+        yield changed("half of max_completion_length", "shorter reasoning", max_completion_length=shorter)
 
 
 @dataclass(frozen=True)
@@ -286,16 +263,17 @@ def shown(plan: Plan) -> str:
 
 
 def _tokens_shown(run: Run) -> list[str]:
-    a, v, kind = run.architecture, run.video, "LoRA" if run.lora_rank else "full"
+    a, v, kind = run.architecture, run.video, "LoRA" if run.lora_r else "full"
     fewer = run.rows_tokens / run.packed_tokens
     pixels = run.video.patches * a.patch_values * FP32
     return [
         f"model    {run.parameters / GB:.3f} billion parameters, {run.trained / GB:.3f} trained ({kind})",
         f"video    {v.frames} frames of {v.width}x{v.height} for the model, {v.patches} patches",
-        f"tokens   {v.tokens_per_frame} a frame, {v.tokens} a video, {run.prompt} a prompt, {run.completion} an answer",
-        f"group    {run.packed_tokens} tokens packed, {run.rows_tokens} as {run.generations} rows: {fewer:.2f}x",
-        f"pixels   {_gb(pixels, 3)} once a video, then {_gb(features_bytes(run) / run.prompts, 3)} of features",
-        f"batch    {run.prompts} prompts a generation on a GPU, {run.prompts_per_call} a micro-batch",
+        f"tokens   {v.tokens_per_frame} a frame, {v.tokens} a video, {run.prompt} a prompt,"
+        f" {run.max_completion_length} an answer",
+        f"group    {run.packed_tokens} tokens packed, {run.rows_tokens} as {run.num_generations} rows: {fewer:.2f}x",
+        f"pixels   {_gb(pixels, 3)} once a video, then {_gb(features_bytes(run) / run.prompts_per_gpu, 3)} of features",
+        f"batch    {run.prompts_per_gpu} prompts a generation on a GPU, {run.prompts_per_call} a micro-batch",
         f"GPUs     {run.gpus}, {run.sharding}",
     ]
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appo.evaluation.predictions import batches
 from appo.experiments.study.endpoints import Endpoint
 from appo.experiments.study.folder import Line, StudyFolder, answer_key, said, write_down
 from appo.experiments.study.members import Perceiver, Reasoner
 from appo.experiments.study.rules import rule_answer
-from appo.experiments.study.text_models import Said, TextModel, in_batches
+from appo.experiments.study.text_models import ChatAnswer, TextModel
 from appo.experiments.study.words import REASONING_VERSION, reasoning_prompt
 from appo.types import VideoQA
 
@@ -27,7 +28,7 @@ class Task:
     prompt: str
 
 
-Answer = Callable[[Sequence[Task]], list[Said]]  # to a batch
+Answer = Callable[[Sequence[Task]], list[ChatAnswer]]  # to a batch
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,24 @@ def by_model(model: TextModel) -> Answer:
 def by_rules(known: Sequence[str]) -> Answer:
     """Answers tasks by rules that know some tasks of the embedded world."""
 
-    def answer(tasks: Sequence[Task]) -> list[Said]:
+    def answer(tasks: Sequence[Task]) -> list[ChatAnswer]:
         words = [rule_answer(task.question, task.description, known) for task in tasks]
-        return [Said(f"<answer>{word}</answer>") for word in words]
+        return [ChatAnswer(f"<answer>{word}</answer>") for word in words]
 
     return answer
 
 
-def answer_here(cell: Cell, answer: Answer, batch_size: int, tell: Callable[[int], None]) -> None:
+def answer_here(cell: Cell, answer: Answer, batch_size: int, on_progress: Callable[[int], None]) -> None:
     """Answer a cell in this process, in batches fixed by position; one with anything missing is asked as a whole.
 
     Args:
         cell: of the grid.
         answer: answers a batch.
         batch_size: tasks of a batch.
-        tell: called with how many answers there are, after each batch.
+        on_progress: called with how many answers there are, after each batch.
     """
     known = set(cell.known())
-    for batch in in_batches(cell.tasks, batch_size):
+    for _, batch in batches(cell.tasks, batch_size):
         missing = [task.id not in known for task in batch]
         if not any(missing):
             continue
@@ -102,23 +103,36 @@ def answer_here(cell: Cell, answer: Answer, batch_size: int, tell: Callable[[int
         lines = [_line(task, one) for task, one, is_missing in found if is_missing]
         write_down(cell.file, lines)
         known.update(line["id"] for line in lines)
-        tell(len(known))
+        on_progress(len(known))
 
 
-def paid(endpoint: Endpoint, cells: Sequence[Cell]) -> float:
-    """Dollars that the answers of an endpoint have cost; equal prompts are paid once."""
+def column(cells: Mapping[tuple[str, str], Cell], reasoner: str) -> list[Cell]:
+    """Of the cells by names of perceiver and reasoner, one reasoner's."""
+    return [cell for (_, name), cell in cells.items() if name == reasoner]
+
+
+def costs(endpoint: Endpoint, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Tokens and dollars (None: prices not given) of an endpoint's answers; equal prompts are paid once."""
     prompts = {task.key: task.prompt for cell in cells for task in cell.tasks}
-    lines = {line["key"]: line for cell in cells for line in cell.known().values()}
-    return sum(endpoint.cost(line["tokens"], prompts[key]) for key, line in lines.items())
+    paid = {line["key"]: line["tokens"] for cell in cells for line in cell.known().values()}
+    known = [tokens for tokens in paid.values() if tokens is not None]
+    dollars = sum(endpoint.cost(tokens, prompts[key]) for key, tokens in paid.items())
+    return {
+        "answers": len(paid),
+        "read": sum(read for read, _ in known),
+        "written": sum(written for _, written in known),
+        "unknown": len(paid) - len(known),
+        "dollars": None if endpoint.calling.prices is None else dollars,
+    }
 
 
-def answer_there(endpoint: Endpoint, cells: Sequence[Cell], tell: Callable[[int], None]) -> None:
+def answer_there(endpoint: Endpoint, cells: Sequence[Cell], on_progress: Callable[[int], None]) -> None:
     """Answer cells through an endpoint: each prompt once, however many cells it stands in.
 
     Args:
         endpoint: who answers.
         cells: all of this reasoner's.
-        tell: called with how many tasks were answered by this call, as they come.
+        on_progress: called with how many tasks were answered by this call, as they come.
 
     Raises:
         BudgetError, ValueError: as :meth:`Endpoint.ask`; what was answered is written down.
@@ -137,17 +151,17 @@ def answer_there(endpoint: Endpoint, cells: Sequence[Cell], tell: Callable[[int]
             write_down(file, [{**answered[key], "id": task.id}])
             done += 1
 
-    def take(key: str, answer: Said | str) -> None:
+    def take(key: str, answer: ChatAnswer | str) -> None:
         nonlocal done
         for file, task in wanted[key]:
             write_down(file, [_line(task, answer)])
         done += len(wanted[key])
-        tell(done)
+        on_progress(done)
 
     endpoint.ask([(key, places[0][1].prompt) for key, places in wanted.items()], take)
 
 
-def _line(task: Task, answer: Said | str) -> Line:
+def _line(task: Task, answer: ChatAnswer | str) -> Line:
     if isinstance(answer, str):
         return {"id": task.id, "key": task.key, "error": answer}
     return {"id": task.id, "key": task.key, "text": answer.text, "tokens": answer.tokens}

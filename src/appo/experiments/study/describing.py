@@ -10,7 +10,7 @@ from appo.evaluation.inference import Asking, answer
 from appo.evaluation.predictions import Reply, batches
 from appo.experiments.study.folder import Line
 from appo.experiments.study.members import TRUTH, Perceiver
-from appo.experiments.study.scenes import blurred, told
+from appo.experiments.study.scenes import blurred, scene_in_words
 from appo.experiments.study.words import describing_prompt, description_of
 from appo.models.loading import load_model, usual_dtype, usual_place
 from appo.models.names import checkpoint_of
@@ -22,7 +22,7 @@ from appo.world.processor import vocabulary
 
 
 @dataclass(frozen=True)
-class Looking:
+class DescribeSettings:
     """How perceivers are asked.
 
     Attributes:
@@ -41,7 +41,7 @@ class Looking:
 
 
 def describe(
-    perceiver: Perceiver, questions: Sequence[VideoQA], missing: set[str], looking: Looking
+    perceiver: Perceiver, questions: Sequence[VideoQA], missing: set[str], describing: DescribeSettings
 ) -> Iterator[list[Line]]:
     """Lines of a description file for the missing questions, batch after batch.
 
@@ -54,28 +54,28 @@ def describe(
     """
     left = [
         (index, batch)
-        for index, batch in batches(questions, looking.batch_size)
+        for index, batch in batches(questions, describing.batch_size)
         if any(question.id in missing for question in batch)
     ]
-    for batch, replies in _replies(perceiver, left, looking):
+    for batch, replies in _replies(perceiver, left, describing):
         pairs = zip(batch, replies, strict=True)
         yield [_line(perceiver, question, reply) for question, reply in pairs if question.id in missing]
 
 
 def _replies(
-    perceiver: Perceiver, left: Sequence[tuple[int, list[VideoQA]]], looking: Looking
+    perceiver: Perceiver, left: Sequence[tuple[int, list[VideoQA]]], describing: DescribeSettings
 ) -> Iterator[tuple[list[VideoQA], list[Reply | None]]]:
-    if not perceiver.looks:
+    if not perceiver.is_model:
         for _, batch in left:
             yield batch, [None] * len(batch)
         return
-    dtype = looking.dtype or usual_dtype()
+    dtype = describing.dtype or usual_dtype()
     model, processor = load_model(checkpoint_of(perceiver.source), dtype=dtype, **usual_place())
     tiny = _is_tiny(processor)
     asked = [(index, [question if tiny else _described(question) for question in batch]) for index, batch in left]
-    longest = min(looking.max_new_tokens, MAX_NEW_TOKENS) if tiny else looking.max_new_tokens
-    asking = Asking(looking.sampling, longest, instruction="")
-    found = answer(model, processor, asked, asking, cache_in(looking.frame_cache))
+    longest = min(describing.max_new_tokens, MAX_NEW_TOKENS) if tiny else describing.max_new_tokens
+    asking = Asking(describing.sampling, longest, instruction="")
+    found = answer(model, processor, asked, asking, cache_in(describing.frame_cache))
     for (_, batch), answered in zip(left, found, strict=True):
         yield batch, list(answered.replies)
 
@@ -92,7 +92,7 @@ def _described(question: VideoQA) -> VideoQA:
 
 def _line(perceiver: Perceiver, question: VideoQA, reply: Reply | None) -> Line:
     if reply is None:
-        text = told(question.metadata) if perceiver.source == TRUTH else ""
+        text = scene_in_words(question.metadata) if perceiver.source == TRUTH else ""
         return {"id": question.id, "text": _blurred(text, perceiver, question)}
     if reply.error:
         return {"id": question.id, "error": reply.error}

@@ -1,20 +1,22 @@
 """Reasoners behind an OpenAI-compatible endpoint: many requests at a time, never too many, within a budget.
 
-The `openai` package retries what may pass (429 and its Retry-After, 5xx, timeouts); every request it sends, retries
-included, waits for its turn here. What fails after that is reported by question and can be asked again; what would
-fail for every question (a wrong key, model or address) stops at once.
+The `openai` package retries what may pass (429 and its Retry-After, 5xx, timeouts); `aiolimiter` gives every request
+its turn, retries included. What fails after that is reported by question and can be asked again; what would fail for
+every question (a wrong key, model or address) stops at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from appo.experiments.study.members import Reasoner
-from appo.experiments.study.text_models import Said
+from appo.experiments.study.text_models import ChatAnswer
 
 FAILURES_IN_A_ROW = 10
 # What some servers refuse, and what they are told instead; None: nothing.
@@ -47,94 +49,120 @@ class Calling:
 
 
 @dataclass
-class Purse:
-    """Dollars that may be spent in all; what is on its way is set aside at the most that it can cost."""
+class Budget:
+    """Dollars that may be spent in all; what is on its way is reserved at the most that it can cost."""
 
-    budget: float = float("inf")
+    limit: float = float("inf")
     spent: float = 0.0
-    aside: float = 0.0
+    reserved: float = 0.0
 
     def covers(self, most: float) -> bool:
         """Whether a request that costs so much at most may be sent."""
-        return self.spent + self.aside + most <= self.budget
+        return self.spent + self.reserved + most <= self.limit
 
 
 class BudgetError(ValueError):
     """The next request could cost more than is left."""
 
 
-Tell = Callable[[str, "Said | str"], None]
-
-
-@dataclass
-class Pace:
-    """Requests evenly spaced in time: the next one may go when it is its turn."""
-
-    per_minute: float | None
-    count: int = 0
-    _next: float = 0.0
-
-    async def turn(self, *_: Any) -> None:
-        """Wait for it."""
-        self.count += 1
-        if self.per_minute is None:
-            return
-        now = asyncio.get_running_loop().time()
-        start = max(now, self._next)
-        self._next = start + 60 / self.per_minute
-        await asyncio.sleep(start - now)
+OnAnswer = Callable[[str, "ChatAnswer | str"], None]
 
 
 class Endpoint:
     """One model behind one address; remembers over calls what its server refuses, and how many requests were sent."""
 
-    def __init__(self, reasoner: Reasoner, calling: Calling, purse: Purse) -> None:
-        self.reasoner, self.calling, self.purse = reasoner, calling, purse
+    def __init__(self, reasoner: Reasoner, calling: Calling, budget: Budget) -> None:
+        self.reasoner, self.calling, self.budget = reasoner, calling, budget
         self.requests = 0
         self._refused: set[str] = set()
 
     def check(self) -> None:
         """Raise ValueError for what can be known to be missing before anything is asked: the package, the key."""
-        _openai()
+        _packages()
         self._key()
 
-    def ask(self, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
-        """Ask all prompts; what was told is kept however it ends.
+    def ask(self, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
+        """Ask all prompts; every answer is reported, however it ends.
 
         Args:
             prompts: (key, prompt), each key once.
-            tell: called with key and answer as they come, or with key and why there is none, one line.
+            on_answer: called with key and answer as they come, or with key and why there is none, one line.
 
         Raises:
-            BudgetError: the purse covers no further request; those on their way were waited for and told.
+            BudgetError: the budget covers no further request; those on their way were waited for and reported.
             ValueError: key, model or address are wrong, or `FAILURES_IN_A_ROW` requests failed one after the other.
         """
         if prompts:
-            asyncio.run(self._ask(prompts, tell))
+            asyncio.run(self._ask(prompts, on_answer))
 
-    async def _ask(self, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
-        openai, pace = _openai(), Pace(self.calling.requests_per_minute)
+    async def _ask(self, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
+        openai, AsyncLimiter = _packages()
+        per_minute = self.calling.requests_per_minute
+        turn = AsyncLimiter(1, 60 / per_minute) if per_minute else nullcontext()
+
+        async def take_turn(_: Any) -> None:
+            self.requests += 1
+            async with turn:
+                pass
+
         client = openai.AsyncOpenAI(
             api_key=self._key(),
             base_url=self.reasoner.url or None,
             max_retries=self.calling.retries,
             timeout=self.calling.timeout,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace.turn]}),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [take_turn]}),
         )
-        try:
-            async with client:
-                await _Round(self, client, prompts, tell).run()
-        finally:
-            self.requests += pace.count
+        async with client:
+            await self._ask_all(client, prompts, on_answer)
 
-    async def one(self, client: Any, prompt: str) -> Said | str:
+    async def _ask_all(self, client: Any, prompts: Sequence[tuple[str, str]], on_answer: OnAnswer) -> None:
+        """Send while there is room and money; raise what stopped it once nothing is on its way any more."""
+        waiting, sent = deque(prompts), dict[asyncio.Task[ChatAnswer | str], tuple[str, str]]()
+        stop: ValueError | None = None
+        failed = 0
+        while True:
+            while waiting and stop is None and len(sent) < self.calling.at_once:
+                most = self.most(waiting[0][1])
+                if not self.budget.covers(most):
+                    if not sent:  # nothing that is reserved can come back
+                        stop = BudgetError(f"{self.reasoner.name}: the next answer may cost up to ${most:.6f}")
+                    break
+                self.budget.reserved += most
+                key, prompt = waiting.popleft()
+                sent[asyncio.create_task(self.one(client, prompt))] = key, prompt
+            if not sent:
+                break
+            done, _ = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in sent if task in done]:
+                key, prompt = sent.pop(task)
+                self.budget.reserved = self.budget.reserved - self.most(prompt) if sent else 0.0
+                try:
+                    answer = task.result()
+                    on_answer(key, answer)
+                    failed = self._settle(prompt, answer, failed)
+                except ValueError as error:
+                    stop = stop or error
+        if stop is not None:
+            raise stop
+
+    def _settle(self, prompt: str, answer: ChatAnswer | str, failed: int) -> int:
+        """Pay for an answer; how many requests have failed one after the other. Raises ValueError for too many."""
+        if isinstance(answer, ChatAnswer):
+            self.budget.spent += self.cost(answer.tokens, prompt)
+            return 0
+        if failed + 1 >= FAILURES_IN_A_ROW:
+            name = self.reasoner.name
+            raise ValueError(f"{name}: {failed + 1} requests failed one after the other, the last: {answer}")
+        return failed + 1
+
+    async def one(self, client: Any, prompt: str) -> ChatAnswer | str:
         """An answer, or why there is none. Raises ValueError where every other prompt would fail as well."""
-        openai, name = _openai(), self.reasoner.name
+        (openai, _), name = _packages(), self.reasoner.name
         settings = self._settings()
         message = {"role": "user", "content": prompt}
         try:
             reply = await client.chat.completions.create(model=self.reasoner.source, messages=[message], **settings)
-            return _said(reply)
+            return _chat_answer(reply)
         except openai.BadRequestError as error:
             if refused := [word for word in INSTEAD if word in settings and word in str(error.body)]:
                 self._refused.update(refused)
@@ -178,81 +206,20 @@ class Endpoint:
         return text.replace(self._key(), "***") if os.environ.get(self.calling.key_variable) else text
 
 
-class _Round:
-    """Workers take prompts until none is left or one of them finds a reason to stop."""
-
-    def __init__(self, endpoint: Endpoint, client: Any, prompts: Sequence[tuple[str, str]], tell: Tell) -> None:
-        self._endpoint, self._client, self._tell = endpoint, client, tell
-        self._waiting = list(reversed(prompts))
-        self._changed = asyncio.Condition()
-        self._stop: ValueError | None = None
-        self._on_their_way = self._failed = 0
-
-    async def run(self) -> None:
-        """Ask all. Raises what stopped the workers, after all have come home."""
-        workers = min(self._endpoint.calling.at_once, len(self._waiting))
-        await asyncio.gather(*(self._work() for _ in range(workers)))
-        if self._stop is not None:
-            raise self._stop
-
-    async def _work(self) -> None:
-        while self._waiting and self._stop is None:
-            key, prompt = self._waiting.pop()
-            most = self._endpoint.most(prompt)
-            if not await self._may_send(most):
-                return
-            try:
-                answer = await self._endpoint.one(self._client, prompt)
-                self._take(key, prompt, answer)
-            except ValueError as error:
-                self._stop = self._stop or error
-            finally:
-                await self._come_home(most)
-
-    async def _may_send(self, most: float) -> bool:
-        """Whether a prompt may go, and if so what it can cost set aside; waits while money may still come back."""
-        purse = self._endpoint.purse
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stop or purse.covers(most) or not self._on_their_way)
-            if self._stop is None and not purse.covers(most):
-                self._stop = BudgetError(f"{self._endpoint.reasoner.name}: the next answer may cost up to ${most:.6f}")
-            if self._stop is not None:
-                self._changed.notify_all()
-                return False
-            purse.aside += most
-            self._on_their_way += 1
-            return True
-
-    def _take(self, key: str, prompt: str, answer: Said | str) -> None:
-        self._tell(key, answer)
-        if isinstance(answer, Said):
-            self._endpoint.purse.spent += self._endpoint.cost(answer.tokens, prompt)
-            self._failed = 0
-            return
-        self._failed += 1
-        if self._failed >= FAILURES_IN_A_ROW:
-            name = self._endpoint.reasoner.name
-            raise ValueError(f"{name}: {self._failed} requests failed one after the other, the last: {answer}")
-
-    async def _come_home(self, most: float) -> None:
-        async with self._changed:
-            self._on_their_way -= 1
-            self._endpoint.purse.aside = self._endpoint.purse.aside - most if self._on_their_way else 0.0
-            self._changed.notify_all()
-
-
-def _said(reply: Any) -> Said:
+def _chat_answer(reply: Any) -> ChatAnswer:
     """An answer and its tokens. Raises ValueError, AttributeError or the like for what is no reply."""
     if isinstance(reply, str) or not reply.choices:
         raise ValueError("the reply is no chat completion")
     usage = reply.usage
     tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else None
-    return Said(reply.choices[0].message.content or "", tokens)
+    return ChatAnswer(reply.choices[0].message.content or "", tokens)
 
 
-def _openai() -> Any:
+def _packages() -> tuple[Any, Any]:
+    """`openai`, and the limiter of `aiolimiter`."""
     try:
         import openai
+        from aiolimiter import AsyncLimiter
     except ImportError:
-        raise ValueError("reasoners behind an endpoint need a package: pip install 'appo[study]'") from None
-    return openai
+        raise ValueError("reasoners behind an endpoint need two packages: pip install 'appo[study]'") from None
+    return openai, AsyncLimiter

@@ -31,8 +31,8 @@ class Perceiver:
     noise: float = 0.0
 
     @property
-    def looks(self) -> bool:
-        """Whether it is a model that is shown the video."""
+    def is_model(self) -> bool:
+        """Whether it is a model that is given the video."""
         return self.source not in (TRUTH, NOTHING)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appo.experiments.compare.plots import HEIGHT, WIDTH, legend, page, panel
 from appo.experiments.compare.tables import table
+from appo.experiments.figures import add_legend, line_style, svg_of_panels
 
+LEGEND_COLUMNS = 3
+LONGEST_ROW = 40  # characters of names beside one another
 AXES = {"perception": "perceivers", "reasoning": "reasoners"}
 
 
@@ -38,20 +40,33 @@ def curves(summary: Mapping[str, Any]) -> str:
     """An SVG of two panels: the score by perceiver, a curve a reasoner, and by reasoner, a curve a perceiver."""
     score = {(cell["perceiver"], cell["reasoner"]): cell["score"] for cell in summary["cells"]}
     perceivers, reasoners = summary["perceivers"], summary["reasoners"]
-    by_perceiver = {r: _points([score[p, r] for p in perceivers]) for r in reasoners}
-    by_reasoner = {p: _points([score[p, r] for r in reasoners]) for p in perceivers}
-    body = [
-        panel(f"score by perceiver, {perceivers[0]} to {perceivers[-1]}", by_perceiver, (0, 0)),
-        panel(f"score by reasoner, {reasoners[0]} to {reasoners[-1]}", by_reasoner, (WIDTH, 0)),
-        legend(reasoners, (0, HEIGHT)),
-        legend(perceivers, (WIDTH, HEIGHT)),
-    ]
-    height = HEIGHT + 40 + 16 * max(len(perceivers), len(reasoners))
-    return page(height, body)
+    by_perceiver = {r: [score[p, r] for p in perceivers] for r in reasoners}
+    by_reasoner = {p: [score[p, r] for r in reasoners] for p in perceivers}
+
+    def draw(axes: Sequence[Any]) -> None:
+        _draw_scores(axes[0], "score by perceiver, a curve a reasoner", perceivers, by_perceiver)
+        _draw_scores(axes[1], "score by reasoner, a curve a perceiver", reasoners, by_reasoner)
+
+    legend_rows = -(-max(len(perceivers), len(reasoners)) // LEGEND_COLUMNS)
+    return svg_of_panels(2, draw, foot=0.3 + 0.18 * legend_rows)
 
 
-def _points(scores: Sequence[float | None]) -> list[tuple[float, float]]:
-    return [(place, score) for place, score in enumerate(scores, start=1) if score is not None]
+def _draw_scores(axes: Any, title: str, names: Sequence[str], curves: Mapping[str, Sequence[float | None]]) -> None:
+    """Curves over the names; where the names are long, each second one stands lower."""
+    axes.set_title(title)
+    for i, scores in enumerate(curves.values()):
+        points = [(place, score) for place, score in enumerate(scores) if score is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                marker="o",
+                markersize=3,
+                gid=f"curve-{title.split()[-1]}-{i}",
+                **line_style(i),
+            )
+    lower = "\n" if len(" ".join(names)) > LONGEST_ROW else ""
+    axes.set_xticks(range(len(names)), [f"{lower if place % 2 else ''}{name}" for place, name in enumerate(names)])
+    add_legend(axes, list(curves), loc="upper left", bbox_to_anchor=(0, -0.18), ncols=LEGEND_COLUMNS)
 
 
 def _grid(summary: Mapping[str, Any]) -> list[str]:

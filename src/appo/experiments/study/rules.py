@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
-from appo.experiments.study.scenes import SECONDS, Seen, events_in
+from appo.experiments.study.scenes import SECONDS, Event, events_in
 from appo.world.world import COLOURS, SHAPES, TASKS
 
 _QUESTIONS = {
@@ -19,6 +19,7 @@ _QUESTIONS = {
     "first": re.compile(r"which came first , the (\w+) or the (\w+) \?"),
     "when": re.compile(r"when does the (\w+) appear \?"),
 }
+_LOOKED_UP = {"colour": ("shape", "colour"), "shape": ("colour", "shape"), "when": ("shape", "second")}  # by what, what
 
 
 def rule_answer(question: str, description: str, known: Collection[str] = TASKS) -> str:
@@ -34,38 +35,24 @@ def rule_answer(question: str, description: str, known: Collection[str] = TASKS)
     """
     for task, pattern in _QUESTIONS.items():
         if match := pattern.fullmatch(question):
-            found = _FOUND[task](events_in(description), match.groups()) if task in known else ""
-            return found or random.Random(f"{question}/{description}").choice(_values(task, match.groups()))
+            names, events = match.groups(), events_in(description)
+            found = ""
+            if task in known:
+                found = _earlier(events, names) if task == "first" else _look_up(events, names[0], *_LOOKED_UP[task])
+            choices = {"colour": COLOURS, "shape": SHAPES, "first": names, "when": SECONDS}[task]
+            return found or random.Random(f"{question}/{description}").choice(choices)
     raise ValueError(f"the rules answer questions of the embedded world, and {question!r} is none")
 
 
-def _colour(events: Sequence[Seen], names: Sequence[str]) -> str:
-    return next((event.colour for event in events if event.shape == names[0] and event.colour), "")
+def _look_up(events: Sequence[Event], name: str, by: str, wanted: str) -> str:
+    """An attribute of the first event that has another; empty where it is not said."""
+    values = (getattr(event, wanted) for event in events if getattr(event, by) == name)
+    return next(filter(None, values), "")
 
 
-def _shape(events: Sequence[Seen], names: Sequence[str]) -> str:
-    return next((event.shape for event in events if event.colour == names[0] and event.shape), "")
-
-
-def _when(events: Sequence[Seen], names: Sequence[str]) -> str:
-    return next((event.second for event in events if event.shape == names[0] and event.second), "")
-
-
-def _first(events: Sequence[Seen], names: Sequence[str]) -> str:
+def _earlier(events: Sequence[Event], names: Sequence[str]) -> str:
     """The earlier of the two; the one that is told of at all where the other is not."""
-    seconds = {name: int(said) for name in names if (said := _when(events, [name]))}
+    seconds = {name: int(said) for name in names if (said := _look_up(events, name, "shape", "second"))}
     if not seconds or (len(seconds) == 2 and len(set(seconds.values())) == 1):
         return ""
     return min(seconds, key=lambda name: seconds[name])
-
-
-_FOUND: dict[str, Callable[[Sequence[Seen], Sequence[str]], str]] = {
-    "colour": _colour,
-    "shape": _shape,
-    "first": _first,
-    "when": _when,
-}
-
-
-def _values(task: str, names: Sequence[str]) -> Sequence[str]:
-    return {"colour": COLOURS, "shape": SHAPES, "first": names, "when": SECONDS}[task]

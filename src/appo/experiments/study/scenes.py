@@ -9,8 +9,7 @@ import itertools
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from appo.world.world import COLOURS, DISTRACTORS, MAX_SECONDS, SHAPES
 
@@ -19,16 +18,15 @@ SECONDS = tuple(str(second) for second in range(MAX_SECONDS))
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is said of one event; empty: not said."""
+class Event(NamedTuple):
+    """What a description says of one event; empty: not said."""
 
     shape: str = ""
     colour: str = ""
     second: str = ""
 
 
-def told(metadata: Mapping[str, Any]) -> str:
+def scene_in_words(metadata: Mapping[str, Any]) -> str:
     """The exact description of a scene: a sentence an event, in order of time.
 
     Args:
@@ -61,48 +59,29 @@ def blurred(description: str, share: float, seed: str, seconds: int) -> str:
     return _WORD.sub(seen, description)
 
 
-def events_in(description: str) -> list[Seen]:
+def events_in(description: str) -> list[Event]:
     """The events that a description tells of, in order; what several sentences say of one event is put together.
 
     A sentence goes on about an event if it repeats something of it and contradicts nothing; one that names a single
     attribute («its colour is pink») is about the first event. Wanderers are left out.
     """
-    events: list[Seen] = []
+    events: list[Event] = []
     for sentence in re.split(r"[.!?](?:\s|$)|\n", description.lower()):
-        said = _said(_WORD.findall(sentence))
-        if said is None:
+        words = _WORD.findall(sentence)
+        said = Event(*(next((word for word in words if word in names), "") for names in (SHAPES, COLOURS, SECONDS)))
+        wanders = any(a in COLOURS and b in DISTRACTORS for a, b in itertools.pairwise(words))
+        if wanders or not any(said):
             continue
-        place = next((i for i, event in enumerate(events) if _same(event, said)), None)
-        if place is None and events and _named(said) == 1 and not _contradict(events[0], said):
+        agreeing = [i for i, event in enumerate(events) if not _contradict(event, said)]
+        place = next((i for i in agreeing if set(filter(None, said)) & set(events[i])), None)
+        if place is None and 0 in agreeing and sum(map(bool, said)) == 1:
             place = 0
         if place is None:
             events.append(said)
         else:
-            filled = {name: value for name, value in vars(said).items() if value}
-            events[place] = replace(events[place], **filled)
+            events[place] = Event(*(new or old for new, old in zip(said, events[place], strict=True)))
     return events
 
 
-def _said(words: Sequence[str]) -> Seen | None:
-    """The first shape, colour and second of a sentence; None for one without any, or about a wanderer."""
-    if any(a in COLOURS and b in DISTRACTORS for a, b in itertools.pairwise(words)):
-        return None
-    first = [next((word for word in words if word in names), "") for names in (SHAPES, COLOURS, SECONDS)]
-    return Seen(*first) if any(first) else None
-
-
-def _same(one: Seen, other: Seen) -> bool:
-    shared = any(a and a == b for a, b in _pairs(one, other))
-    return shared and not _contradict(one, other)
-
-
-def _contradict(one: Seen, other: Seen) -> bool:
-    return any(a and b and a != b for a, b in _pairs(one, other))
-
-
-def _named(seen: Seen) -> int:
-    return sum(bool(getattr(seen, field.name)) for field in fields(seen))
-
-
-def _pairs(one: Seen, other: Seen) -> list[tuple[str, str]]:
-    return [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Seen)]
+def _contradict(one: Event, other: Event) -> bool:
+    return any(a and b and a != b for a, b in zip(one, other, strict=True))

@@ -9,7 +9,8 @@ from typing import Any
 
 from appo.evaluation.evaluate import EvalSettings, questions_of
 from appo.evaluation.predictions import CLIPS
-from appo.experiments.study.describing import Looking
+from appo.experiments.figures import require_matplotlib
+from appo.experiments.study.describing import DescribeSettings
 from appo.experiments.study.endpoints import Calling
 from appo.experiments.study.members import TRUTH, Perceiver, Reasoner, each_once, identity
 from appo.experiments.study.words import DESCRIPTION_VERSION, REASONING_VERSION
@@ -65,7 +66,8 @@ class StudySettings:
 
 
 def check(settings: StudySettings) -> None:
-    """Raise ValueError for settings that cannot be meant."""
+    """Raise ValueError for settings that cannot be meant, and where a package is missing."""
+    require_matplotlib()
     each_once(settings.perceivers, "--perceiver")
     each_once(settings.reasoners, "--reasoner")
     if settings.level not in LEVELS:
@@ -85,16 +87,18 @@ def check(settings: StudySettings) -> None:
             raise ValueError(f"--budget needs the prices of {free[0]}: --price {free[0]}=READ,WRITTEN")
 
 
-def looking_of(settings: StudySettings) -> Looking:
+def describe_settings(settings: StudySettings) -> DescribeSettings:
     """How perceivers are asked, with the defaults that depend on the dataset."""
     frames = SAMPLING if settings.dataset == SPOTLIGHT else FrameSampling()
     most = frames.max_frames if settings.max_frames is None else settings.max_frames
     fps = frames.fps if settings.fps is None else settings.fps
     sampling = FrameSampling(fps, most, min(frames.min_frames, most))
-    return Looking(sampling, settings.batch_size, settings.max_description, settings.dtype, settings.frame_cache)
+    return DescribeSettings(
+        sampling, settings.batch_size, settings.max_description, settings.dtype, settings.frame_cache
+    )
 
 
-def decisive(settings: StudySettings, looking: Looking) -> dict[str, Any]:
+def decisive(settings: StudySettings, describing: DescribeSettings) -> dict[str, Any]:
     """All that decides what everybody is asked, as it is written down and compared when a study goes on."""
     return {
         "study": True,
@@ -102,16 +106,16 @@ def decisive(settings: StudySettings, looking: Looking) -> dict[str, Any]:
         "split": settings.split,
         "limit": settings.limit,
         "level": settings.level if settings.annotations is None else None,
-        "fps": looking.sampling.fps,
-        "max_frames": looking.sampling.max_frames,
-        "batch_size": looking.batch_size,
+        "fps": describing.sampling.fps,
+        "max_frames": describing.sampling.max_frames,
+        "batch_size": describing.batch_size,
         "description_version": DESCRIPTION_VERSION,
         "reasoning_version": REASONING_VERSION,
         "prompt_version": PROMPT_VERSION,
     }
 
 
-def asked(settings: StudySettings) -> list[VideoQA]:
+def questions_to_ask(settings: StudySettings) -> list[VideoQA]:
     """The questions. Raises ValueError or OSError for what cannot be read or scored."""
     if settings.annotations is None and settings.dataset == SPOTLIGHT:
         count, folder = settings.limit or CLIPS_A_STUDY, settings.output / CLIPS / settings.level
@@ -123,9 +127,11 @@ def asked(settings: StudySettings) -> list[VideoQA]:
 
 def members_of(settings: StudySettings) -> dict[str, dict[str, Any]]:
     """Who takes part -> all that decides what they say."""
-    looks: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype or usual_dtype()}
+    described: dict[str, Any] = {"max_tokens": settings.max_description, "dtype": settings.dtype or usual_dtype()}
     found = {
-        f"perceiver {p.name}": identity(p, checkpoint_of(p.source) if p.looks else "", looks if p.looks else {})
+        f"perceiver {p.name}": identity(
+            p, checkpoint_of(p.source) if p.is_model else "", described if p.is_model else {}
+        )
         for p in settings.perceivers
     }
     for r in settings.reasoners:

@@ -11,13 +11,21 @@ from typing import Any
 from rich.console import Console
 
 from appo.evaluation.scoreboard import Progressing
-from appo.experiments.study.answering import Cell, answer_here, answer_there, by_model, by_rules, cell_of, paid
-from appo.experiments.study.describing import Looking, describe
-from appo.experiments.study.endpoints import BudgetError, Endpoint, Purse
+from appo.experiments.study.answering import Cell, answer_here, answer_there, by_model, by_rules, cell_of, column, costs
+from appo.experiments.study.describing import DescribeSettings, describe
+from appo.experiments.study.endpoints import Budget, BudgetError, Endpoint
 from appo.experiments.study.folder import StudyFolder, said, write_down
 from appo.experiments.study.members import Perceiver, Reasoner
 from appo.experiments.study.pages import curves, markdown
-from appo.experiments.study.settings import StudySettings, asked, calling_of, check, decisive, looking_of, members_of
+from appo.experiments.study.settings import (
+    StudySettings,
+    calling_of,
+    check,
+    decisive,
+    describe_settings,
+    members_of,
+    questions_to_ask,
+)
 from appo.experiments.study.summary import summary_of
 from appo.experiments.study.text_models import TextModel
 from appo.reports.run_folder import as_json
@@ -37,22 +45,26 @@ def study(settings: StudySettings, console: Console) -> bool:
         ValueError, OSError: an impossible setting, dataset, checkpoint, endpoint or folder; one line each.
     """
     check(settings)
-    looking = looking_of(settings)
-    own = decisive(settings, looking)
+    describing = describe_settings(settings)
+    own = decisive(settings, describing)
     StudyFolder.check(settings.output, own)
-    endpoints, purse = _endpoints(settings)
-    questions, members = asked(settings), members_of(settings)
+    endpoints, budget = _endpoints(settings)
+    questions, members = questions_to_ask(settings), members_of(settings)
     folder = StudyFolder(StudyFolder.start(settings.output, own, questions).path)
     stopped = ""
     with folder.alone():
         folder.admit(members)
         for perceiver in settings.perceivers:
-            _describe(folder, perceiver, questions, looking, console)
-        cells = _cells(folder, settings, members, questions)
-        purse.spent = sum(paid(endpoint, _column(cells, endpoint.reasoner)) for endpoint in endpoints.values())
+            _describe(folder, perceiver, questions, describing, console)
+        cells = {
+            (p.name, r.name): cell_of(folder, p, r, members[f"reasoner {r.name}"], questions)
+            for p in settings.perceivers
+            for r in settings.reasoners
+        }
+        budget.spent = sum(costs(one, column(cells, name))["dollars"] or 0.0 for name, one in endpoints.items())
         try:
             for reasoner in settings.reasoners:
-                _answer(settings, reasoner, _column(cells, reasoner), endpoints, console)
+                _answer(settings, reasoner, column(cells, reasoner.name), endpoints, console)
         except BudgetError as error:
             stopped = f"stopped at the budget of ${settings.budget:g} ({error}); a larger --budget goes on"
         for cell in cells.values():
@@ -63,7 +75,7 @@ def study(settings: StudySettings, console: Console) -> bool:
 
 
 def _describe(
-    folder: StudyFolder, perceiver: Perceiver, questions: Sequence[VideoQA], looking: Looking, console: Console
+    folder: StudyFolder, perceiver: Perceiver, questions: Sequence[VideoQA], how: DescribeSettings, console: Console
 ) -> None:
     file = folder.descriptions(perceiver.name)
     there = {name for name, line in said(file).items() if "text" in line}
@@ -71,36 +83,22 @@ def _describe(
     if missing:
         done = len(questions) - len(missing)
         console.print(f"{perceiver.name} describes, {len(missing)} to go", highlight=False, markup=False)
-        with Progressing(_quiet(console, not perceiver.looks), len(questions), done) as progress:
-            for lines in describe(perceiver, questions, missing, looking):
+        with Progressing(_quiet(console, not perceiver.is_model), len(questions), done) as progress:
+            for lines in describe(perceiver, questions, missing, how):
                 write_down(file, lines)
                 done += len(lines)
                 progress.update(done)
     folder.settle(file, questions)
 
 
-def _cells(
-    folder: StudyFolder, settings: StudySettings, members: Mapping[str, Any], questions: Sequence[VideoQA]
-) -> dict[tuple[str, str], Cell]:
-    return {
-        (p.name, r.name): cell_of(folder, p, r, members[f"reasoner {r.name}"], questions)
-        for p in settings.perceivers
-        for r in settings.reasoners
-    }
-
-
-def _column(cells: Mapping[tuple[str, str], Cell], reasoner: Reasoner) -> list[Cell]:
-    return [cell for (_, name), cell in cells.items() if name == reasoner.name]
-
-
-def _endpoints(settings: StudySettings) -> tuple[dict[str, Endpoint], Purse]:
-    """The reasoners behind endpoints, and the purse they share. Raises ValueError before anybody has worked in vain."""
-    purse = Purse() if settings.budget is None else Purse(settings.budget)
+def _endpoints(settings: StudySettings) -> tuple[dict[str, Endpoint], Budget]:
+    """The reasoners behind endpoints, and the budget they share. Raises ValueError if a package or key is missing."""
+    budget = Budget() if settings.budget is None else Budget(settings.budget)
     there = [reasoner for reasoner in settings.reasoners if reasoner.url is not None]
-    endpoints = {reasoner.name: Endpoint(reasoner, calling_of(settings, reasoner), purse) for reasoner in there}
+    endpoints = {reasoner.name: Endpoint(reasoner, calling_of(settings, reasoner), budget) for reasoner in there}
     for endpoint in endpoints.values():
         endpoint.check()
-    return endpoints, purse
+    return endpoints, budget
 
 
 def _answer(
@@ -124,11 +122,8 @@ def _answer(
         answer = by_rules(reasoner.known) if reasoner.is_rules else by_model(model)
         for place, cell in enumerate(cells):
             elsewhere = sum(len(done.tasks) for done in cells[:place]) + sum(known[place + 1 :])
-            answer_here(cell, answer, settings.batch_size, partial(_update, progress, elsewhere))
-
-
-def _update(progress: Progressing, elsewhere: int, done: int) -> None:
-    progress.update(elsewhere + done)
+            on_progress = partial(lambda more, done: progress.update(more + done), elsewhere)
+            answer_here(cell, answer, settings.batch_size, on_progress)
 
 
 def _quiet(console: Console, is_quick: bool) -> Console:

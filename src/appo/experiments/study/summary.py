@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from appo.evaluation.statistics import bootstrap_interval, wilson_interval
-from appo.experiments.study.answering import Cell, answers
+from appo.experiments.study.answering import Cell, answers, column, costs
 from appo.experiments.study.endpoints import Endpoint
 from appo.experiments.study.folder import Line, said
 from appo.experiments.study.gains import gains
@@ -56,7 +56,7 @@ def summary_of(
         "gains": {name: vars(gain) for name, gain in found.items()},
         "missing": [*_undescribed(questions, described), *_unanswered(cells, lines)],
         "empty": _empty(reasoners, cells, lines),
-        "costs": {name: _cost(name, endpoint, cells, lines) for name, endpoint in endpoints.items()},
+        "costs": {name: costs(endpoint, column(cells, name)) for name, endpoint in endpoints.items()},
     }
 
 
@@ -116,21 +116,3 @@ def _empty(
     for pair, cell in cells.items():
         count[pair[1]] += sum(not line["text"].strip() for line in cell.among(lines[pair]).values())
     return {name: count[name] for name in reasoners if count[name]}
-
-
-def _cost(
-    name: str, endpoint: Endpoint, cells: Cells, lines: Mapping[tuple[str, str], Mapping[str, Line]]
-) -> dict[str, Any]:
-    """Tokens and dollars of the answers that an endpoint gave, equal prompts counted once."""
-    own = {pair: cell for pair, cell in cells.items() if pair[1] == name}
-    prompts = {task.key: task.prompt for cell in own.values() for task in cell.tasks}
-    paid = {line["key"]: line["tokens"] for pair, cell in own.items() for line in cell.among(lines[pair]).values()}
-    known = [tokens for tokens in paid.values() if tokens is not None]
-    dollars = sum(endpoint.cost(tokens, prompts[key]) for key, tokens in paid.items())
-    return {
-        "answers": len(paid),
-        "read": sum(read for read, _ in known),
-        "written": sum(written for _, written in known),
-        "unknown": len(paid) - len(known),
-        "dollars": None if endpoint.calling.prices is None else dollars,
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from appo.models.loading import usual_dtype, usual_place
 
 
 @dataclass(frozen=True)
-class Said:
+class ChatAnswer:
     """An answer, and the tokens read and written for it (None: not known)."""
 
     text: str
@@ -27,7 +27,7 @@ class TextModel:
         self._source, self._max_new_tokens, self._dtype = source, max_new_tokens, dtype
         self._loaded: tuple[Any, Any] | None = None
 
-    def __call__(self, prompts: Sequence[str]) -> list[Said]:
+    def __call__(self, prompts: Sequence[str]) -> list[ChatAnswer]:
         """Greedy answers to prompts, as one batch; each prompt is one user turn.
 
         Raises:
@@ -46,7 +46,7 @@ class TextModel:
         start = inputs["input_ids"].shape[1]
         read_B = inputs["attention_mask"].sum(dim=1).tolist()
         return [
-            Said(tokenizer.decode(ids_L, skip_special_tokens=True), (read, _written(ids_L.tolist(), model)))
+            ChatAnswer(tokenizer.decode(ids_L, skip_special_tokens=True), (read, _written(ids_L.tolist(), model)))
             for ids_L, read in zip(ids_BL[:, start:], read_B, strict=True)
         ]
 
@@ -70,8 +70,3 @@ def _written(ids: Sequence[int], model: Any) -> int:
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     return next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-
-
-def in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive pieces."""
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from appo.experiments.study.scenes import told
+from appo.experiments.study.scenes import scene_in_words
 from appo.experiments.study.words import REASON, description_of, reasoning_prompt
+from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 from appo.world.policy import ROPE_THETA, start_as_lookup
 from appo.world.processor import build_tokenizer
@@ -31,7 +33,6 @@ from appo.world.world import LEVELS, TASKS, make_question, make_scene
 STAGES = (50, 100, 400)
 BATCH, RATE, WARM = 48, 2e-3, 20
 MORE_QUESTIONS = 5  # about a scene that was described in full
-IGNORED = -100
 
 # Of a prompt the model reads description and question; the instruction around them is the same in all prompts, and of
 # words that it has not.
@@ -90,7 +91,7 @@ def lesson(rng: random.Random) -> list[tuple[str, str]]:
     question = make_question(scene, rng.choice(TASKS), rng)
     more = []
     if rng.random() < 0.5:
-        description = told({"events": [asdict(event) for event in scene.events]})
+        description = scene_in_words({"events": [asdict(event) for event in scene.events]})
         more = [make_question(scene, rng.choice(TASKS), rng) for _ in range(MORE_QUESTIONS)]
     else:
         description = description_of(respond(scene, question, question.asked, rng))
@@ -110,12 +111,14 @@ def batch_of(tokenizer: Any, lessons: Sequence[Sequence[tuple[str, str]]]) -> di
             start, end = (tokenizer(text)["input_ids"] for text in (asked, f"{answer}{tokenizer.eos_token}"))
             rows[-1][0].extend(start + end)
             rows[-1][1].extend([IGNORED] * len(start) + end)
-    longest = max(len(ids) for ids, _ in rows)
-    pad = tokenizer.pad_token_id
+
+    def padded(values: list[list[int]], fill: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=fill)
+
     return {
-        "input_ids": torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in rows]),
+        "input_ids": padded([ids for ids, _ in rows], tokenizer.pad_token_id),
+        "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
+        "labels": padded([labels for _, labels in rows], IGNORED),
     }
 
 
