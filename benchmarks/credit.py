@@ -134,7 +134,7 @@ def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int
     for question, prompt, ids_G in zip(questions, prompts, groups, strict=True):
         texts = processor.batch_decode(ids_G, skip_special_tokens=True)
         right_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
-        row = {"event_frames": question.metadata["event_frames"]}
+        row = {"event_frames": question.event_frames}
         prompt_ids = prompt["input_ids"][0].tolist()
         samples = [
             Sample(row, prompt_ids, ids.tolist(), text, None, prompt, right[None])

@@ -15,17 +15,19 @@ from appo.evaluation.measures import BENCHMARKS, GRADED, VSI_TASKS
 from appo.evaluation.scores import Answered, official_scores, response_format, score_of, unparsable_share
 from appo.evaluation.statistics import wilson_interval
 from appo.rewards.scorers import KINDS
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.evaluation import oracle_scores as oracle
 from tests.evaluation.oracle_scores import OPTIONS, Pair, wrapped
 from tests.support.data_fixtures import CASES, Case
+
+VIDEO = VideoSource("x.mp4")
 
 # --- random questions of every dataset -----------------------------------------------------------------------------
 
 
 def letter_question(rng: Random, name: str, options: int, **metadata: Any) -> VideoQA:
     answer = rng.choice("ABCDE"[:options])
-    return VideoQA(name, "x.mp4", "?", answer, "letter", OPTIONS[:options], metadata=metadata)
+    return VideoQA(name, VIDEO, "?", answer, "letter", OPTIONS[:options], metadata=metadata)
 
 
 def seed_question(rng: Random, name: str) -> VideoQA:
@@ -41,7 +43,7 @@ def video_r1_question(rng: Random, name: str) -> VideoQA:
         return letter_question(rng, name, 5, problem_type=problem)
     words = " ".join(rng.choices(["red", "ball", "falls", "Exit", "door"], k=rng.randrange(1, 6)))
     answer = words if kind in ("ocr", "text") else f"{rng.randrange(1, 4000) / 100}"
-    return VideoQA(name, "x.mp4", "?", answer, kind, metadata={"problem_type": problem})
+    return VideoQA(name, VIDEO, "?", answer, kind, metadata={"problem_type": problem})
 
 
 def next_qa_question(rng: Random, name: str) -> VideoQA:
@@ -64,7 +66,7 @@ def vsi_question(rng: Random, name: str) -> VideoQA:
     kind = f"{task}_{rng.choice(['easy', 'medium', 'hard'])}" if task == "object_rel_direction" else task
     metadata = {"task": task, "question_type": kind}
     if task in VSI_TASKS[:4]:
-        return VideoQA(name, "x.mp4", "?", f"{rng.randrange(1, 400) / 10}", "mra", metadata=metadata)
+        return VideoQA(name, VIDEO, "?", f"{rng.randrange(1, 400) / 10}", "mra", metadata=metadata)
     return letter_question(rng, name, 4, **metadata)
 
 
@@ -74,7 +76,7 @@ def mvbench_question(rng: Random, name: str) -> VideoQA:
 
 def spotlight_question(rng: Random, name: str) -> VideoQA:
     answer = rng.choice(["red", "Blue ball", "left."])
-    return VideoQA(name, "x.mp4", "?", answer, "word", metadata={"level": rng.choice(["L1", "L2", "L3"])})
+    return VideoQA(name, VIDEO, "?", answer, "word", metadata={"level": rng.choice(["L1", "L2", "L3"])})
 
 
 def own_question(rng: Random, name: str) -> VideoQA:
@@ -222,8 +224,8 @@ def test_vsi_bench_is_resampled_within_its_question_types() -> None:
 
 # --- edges, and where we differ from the scripts on purpose --------------------------------------------------------
 
-LETTER = VideoQA("1", "x.mp4", "?", "B", "letter", OPTIONS[:4], metadata={"task": "t", "question_type": "t"})
-TIMED = VideoQA("2", "x.mp4", "?", "B", "letter", OPTIONS, spans=((0.0, 10.0), (20.0, 30.0)))
+LETTER = VideoQA("1", VIDEO, "?", "B", "letter", OPTIONS[:4], metadata={"task": "t", "question_type": "t"})
+TIMED = VideoQA("2", VIDEO, "?", "B", "letter", OPTIONS, spans=((0.0, 10.0), (20.0, 30.0)))
 
 
 def figures(dataset: str, *responses: tuple[VideoQA, str]) -> dict[str, float]:
@@ -241,7 +243,7 @@ def test_no_answer_tag_is_wrong_and_every_way_to_write_the_letter_is_right() -> 
 
 def test_mra_is_exact_where_the_script_rounds() -> None:
     """11 for 10 is 10 % off, which theta = .9 allows; the script compares .1 with 1 - .9 = .09999999999999998."""
-    ten = VideoQA("1", "x.mp4", "?", "10", "mra", metadata={"task": "object_counting", "question_type": "x"})
+    ten = VideoQA("1", VIDEO, "?", "10", "mra", metadata={"task": "object_counting", "question_type": "x"})
     thetas = [0.5 + 0.05 * step for step in range(10)]
     script = sum(abs(11 - 10) / 10 <= 1 - theta for theta in thetas) / 10
     assert (script, score_of("vsi-bench", ten, wrapped("11"))) == (0.8, 0.9)
@@ -266,7 +268,7 @@ def test_mvbench_wants_the_option_where_the_script_looks_for_the_first_word_in_i
 
 
 def test_video_r1_numbers_are_values_where_the_script_compares_how_they_are_written() -> None:
-    three = VideoQA("1", "x.mp4", "?", "3", "number", metadata={"problem_type": "numerical"})
+    three = VideoQA("1", VIDEO, "?", "3", "number", metadata={"problem_type": "numerical"})
     assert score_of("video-r1", three, wrapped("3.0")) == 1.0, "the script wants a decimal point in both or none"
     assert score_of("video-r1", three, wrapped("3.004")) == 1.0
     assert score_of("video-r1", three, wrapped("3.006")) == 0.0

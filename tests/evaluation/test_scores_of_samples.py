@@ -12,12 +12,12 @@ import pytest
 from appo.evaluation.measures import BENCHMARKS
 from appo.evaluation.scores import Answered, Score, official_scores, score_differences, score_of, unparsable_share
 from appo.evaluation.statistics import bootstrap_interval, mcnemar
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.evaluation import oracle_scores as oracle
 from tests.evaluation.oracle_scores import OPTIONS, wrapped
 from tests.evaluation.test_scores import QUESTION
 
-LETTER = VideoQA("1", "x.mp4", "?", "B", "letter", OPTIONS[:4], metadata={"split": "L1"})
+LETTER = VideoQA("1", VideoSource("x.mp4"), "?", "B", "letter", OPTIONS[:4], metadata={"split": "L1"})
 
 
 def sampled(dataset: str, seed: int, samples: int, questions: int = 25) -> list[Answered]:

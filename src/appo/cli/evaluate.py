@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from appo.data import answerable, read_each
+from appo.data.media import media_of
 from appo.evaluation.inference import Asking, answer
 from appo.evaluation.predictions import CLIPS, EvaluationFolder, batches
 from appo.evaluation.scoreboard import Progressing
@@ -165,7 +166,7 @@ def questions_of(settings: EvalSettings) -> list[VideoQA]:
         part = f" of split {settings.split!r}" if settings.split else ""
         raise ValueError(f"{settings.annotations}: holds no question{part}")
     chosen = _spaced(questions, settings.limit)
-    media = [Path(path) for question in chosen for path in (question.video, question.image) if path]
+    media = [Path(path) for question in chosen for path, _ in media_of(question)]
     if not any(path.exists() for path in media):
         raise FileNotFoundError(f"none of the videos is there, such as {media[0]}; check --videos, where paths start")
     return chosen

@@ -15,7 +15,7 @@ from appo.models.loading import load_model, usual_dtype
 from appo.models.names import checkpoint_of
 from appo.reports.seen_run import SeenRun
 from appo.rewards.templates import INSTRUCTION
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.video.reader import FrameSampling
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 
@@ -66,7 +66,8 @@ def inspect_video(asked: Asked) -> SeenRun:
     most = asked.max_frames or usual.max_frames
     sampling = FrameSampling(asked.fps or usual.fps, most, min(usual.min_frames, most))
     kind = "letter" if asked.options else "word"
-    question = VideoQA(Path(asked.video).stem, asked.video, asked.question, asked.answer, kind, asked.options)
+    video = VideoSource(asked.video)
+    question = VideoQA(Path(asked.video).stem, video, asked.question, asked.answer, kind, asked.options)
     gpu = torch.cuda.is_available()
     model, processor = load_model(
         checkpoint_of(asked.model),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from appo.data.choices import letter_of
 from appo.data.files import is_file, join, rows_of_file, stem
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 # Where each task's videos lie under the release's video folder, as in the official evaluation notebook.
 FOLDERS = {
@@ -59,18 +59,16 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One row; its letter is that of the candidate with the answer's text."""
     task, options = row.text("task"), row.texts("candidates")
-    metadata: dict[str, object] = {"task": task}
+    start = end = None
     if "start" in row.fields or "end" in row.fields:
-        (span,) = row.spans("start, end", [[row.number("start"), row.number("end")]])
-        metadata["clip"] = list(span)
-    if task in FRAME_FOLDERS:
-        metadata["frames_fps"] = FRAME_FOLDERS[task]
+        start, end = row.clip("start, end", [row.number("start"), row.number("end")])
+    path = join(videos, f"{FOLDERS[task]}/{row.text('video')}")
     return VideoQA(
         id=f"{task}/{row.index}",
-        video=join(videos, f"{FOLDERS[task]}/{row.text('video')}"),
+        video=VideoSource(path, start, end, FRAME_FOLDERS.get(task)),
         question=row.text("question"),
         answer=letter_of(row, "answer", options),
         kind="letter",
         options=options,
-        metadata=metadata,
+        metadata={"task": task},
     )

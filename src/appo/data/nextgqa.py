@@ -15,7 +15,7 @@ from appo.data.choices import five_options, letter_at, letter_of
 from appo.data.files import join, joined, parent, read_object, rows_of_file, stem
 from appo.data.nextqa import csv_file, question_group, with_video_files
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ("val", "test")  # val is what one trains on; the train split has no spans
 
@@ -51,7 +51,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     qtype = "type" if official else "qtype"
     return VideoQA(
         id=f"{row.text('video_id') if official else stem(video)}_{row.text('qid')}",
-        video=join(videos, video),
+        video=VideoSource(join(videos, video)),
         question=row.text("question"),
         answer=letter_of(row, "answer", options) if official else letter_at(row, "answer", options),
         kind="letter",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from appo.data.choices import five_options, letter_at
 from appo.data.files import exists, file_in, join, joined, parent, read_object, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ("train", "val", "test")
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
@@ -29,7 +29,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     options = five_options(row)
     return VideoQA(
         id=f"{row.text('video')}_{row.text('qid')}",
-        video=join(videos, row.text("file")),
+        video=VideoSource(join(videos, row.text("file"))),
         question=row.text("question"),
         answer=letter_at(row, "answer", options),
         kind="letter",

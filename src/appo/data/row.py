@@ -87,6 +87,29 @@ class Row:
                 raise self.error(f"`{name}` has a span from {start} to {end} seconds", "put its start before its end")
         return spans
 
+    def clip(self, name: str, pair: Any) -> tuple[float, float]:
+        """(start, end) seconds of the part of a video that is shown, given as `pair`."""
+        ((start, end),) = self.spans(name, [pair])
+        if start == end:
+            raise self.error(f"`{name}` is {[start, end]}, which is no time", "write [start, end] seconds")
+        return start, end
+
+    def event_frames(self) -> tuple[int, ...] | None:
+        """The frame indices that ``event_frames`` in the ``metadata`` lists; None where it is not there."""
+        frames = self.part("metadata").fields.get("event_frames")
+        if frames is None:
+            return None
+        if not isinstance(frames, list) or any(type(frame) is not int for frame in frames):
+            raise self.error(f"`event_frames` in `metadata` is {frames!r}", "write a list of frame indices")
+        return tuple(frames)
+
+    def part(self, name: str) -> Row:
+        """The object in a field as a row of its own, so that what it lacks is named as well; {} where there is none."""
+        fields = self.fields.get(name) or {}
+        if not isinstance(fields, dict):
+            raise self.error(f"`{name}` is {fields!r}", "write an object {...}")
+        return replace(self, fields=fields)
+
     def metadata(self, *names: str) -> dict[str, Any]:
         """Those of the named fields that the row has."""
         return {name: self.fields[name] for name in names if self.fields.get(name) is not None}

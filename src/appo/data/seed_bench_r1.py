@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from appo.data.choices import LETTERS
 from appo.data.files import is_file, join, rows_of_file
 from appo.data.row import OUT_OF_RANGE, Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ("train", "L1", "L2", "L3")
 DRAWN = 3  # wrong answers shown in training
@@ -46,7 +46,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     more = row.metadata("video_id", "task_goal", "video_source", "task_progress_metadata")
     return VideoQA(
         id=row.text("sample_id"),
-        video=join(videos, f"videos/{source}/{row.text('video_basename')}") if progress else "",
+        video=VideoSource(join(videos, f"videos/{source}/{row.text('video_basename')}")) if progress else None,
         image=join(videos, f"images/{source}/{row.text('current_observation_basename')}"),
         question=row.text("question"),
         answer=answer,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ()
 
@@ -18,15 +18,15 @@ def rows(annotations: str, split: str | None) -> Iterator[Row]:
 
 def question(row: Row, videos: str, split: str | None) -> VideoQA:
     """One clip's question."""
-    metadata = row.value("metadata")
-    if not isinstance(metadata, dict):
-        raise row.error(f"`metadata` is {metadata!r}", "write an object, as `appo.world.generate` does")
+    row.value("metadata")
+    metadata = row.part("metadata").fields
     return VideoQA(
         id=row.text("id"),
-        video=join(videos, row.text("video")),
+        video=VideoSource(join(videos, row.text("video"))),
         question=row.text("question"),
         answer=row.text("answer"),
         kind="word",
         spans=row.spans("event_spans"),
-        metadata=metadata,
+        event_frames=row.event_frames(),
+        metadata={name: value for name, value in metadata.items() if name != "event_frames"},
     )

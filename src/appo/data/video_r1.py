@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ("video", "image")
 KIND_OF = {
@@ -47,7 +47,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     is_video, path = data_type == "video", join(videos, row.text("path"))
     return VideoQA(
         id=str(row.index),
-        video=path if is_video else "",
+        video=VideoSource(path) if is_video else None,
         image="" if is_video else path,
         question=row.text("problem"),
         answer=solution[1],

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SPLITS = ("arkitscenes", "scannet", "scannetpp")
 
@@ -31,7 +31,7 @@ def question(row: Row, videos: str, split: str | None) -> VideoQA:
     question_type = row.text("question_type")
     return VideoQA(
         id=row.text("id"),
-        video=join(videos, f"{row.text('dataset')}/{row.text('scene_name')}.mp4"),
+        video=VideoSource(join(videos, f"{row.text('dataset')}/{row.text('scene_name')}.mp4")),
         question=row.text("question"),
         answer=row.text("ground_truth"),
         kind="letter" if options else "mra",

@@ -65,7 +65,7 @@ def inspect_question(
         "question": question.question,
         "answer": question.answer,
         "kind": question.kind,
-        "event_frames": question.metadata.get("event_frames"),
+        "event_frames": question.event_frames and list(question.event_frames),
     }
     names = ["accuracy_reward"] if question.answer else []
     prompt_ids = prompt["input_ids"][0].tolist()
