@@ -89,8 +89,10 @@ class VideoSource:
     def to_part(self) -> dict[str, Any]:
         """The part of a chat message that shows this, under the names of qwen-vl-utils. Inverse: `from_part`."""
         part: dict[str, Any] = {"type": "video", "video": self.path}
-        values = zip(CLIP_KEYS, (self.start, self.end, self.frames_fps), strict=True)
-        return part | {key: value for key, value in values if value is not None}
+        for key, value in zip(CLIP_KEYS, (self.start, self.end, self.frames_fps), strict=True):
+            if value is not None:
+                part[key] = value
+        return part
 
     @classmethod
     def from_part(cls, part: Mapping[str, Any]) -> VideoSource:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from appo.data import answer_fault, media_folder, read_each
 from appo.data.files import join
+from appo.data.loading import get_benchmark, media_folder, read_each
 from appo.data.media import MediaFiles, media_of
 from appo.data.relocating import PathFix, find_fix
 from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, Row, RowError
@@ -124,7 +124,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
     Raises:
         ValueError, OSError: as :func:`appo.data.read_each`: there is nothing to walk over.
     """
-    found, folder = Survey(), media_folder(annotations, videos)
+    found, folder, dataset = Survey(), media_folder(annotations, videos), get_benchmark(name)
     place_of_id: dict[str, str] = {}
     place_of_content: dict[int, str] = {}
     for row, question in read_each(name, annotations, videos, split):
@@ -135,7 +135,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
             continue
         _note_media(found, row.place, question)
         _note_written(found, row, question, folder)
-        if fault := answer_fault(row, question):
+        if fault := dataset.answer_fault(row, question):
             found.faults.append(Fault(fault.category, str(fault), (row.place,)))
         same_id = place_of_id.setdefault(question.id, row.place)
         same = place_of_content.setdefault(_content(question), row.place)

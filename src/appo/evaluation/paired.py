@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from appo.data import get_benchmark
 from appo.evaluation.predictions import EvaluationFolder
 from appo.evaluation.scoreboard import Sheet
 from appo.evaluation.scorecard import pair, percent
-from appo.evaluation.scores import Answered, Difference, score_differences, score_of
+from appo.evaluation.scores import Answered, Difference, score_differences
 from appo.reports.jsonl import RecordError
 from appo.types import VideoQA
 
@@ -95,5 +96,5 @@ def _won_and_lost(dataset: str, old: Sequence[Answered], new: Sequence[Answered]
 
 
 def _mean(dataset: str, one: Answered) -> float:
-    scores = [score_of(dataset, one.question, text) for text in one.texts]
+    scores = [get_benchmark(dataset).score(one.question, text) for text in one.texts]
     return sum(scores) / max(1, len(scores))
