@@ -25,8 +25,9 @@ from typing import Any
 import frame_cache
 import numpy as np
 
+from appo.types import VideoSource
 from appo.video.decode_worker import Decoder
-from appo.video.reader import FrameSampling, VideoSource, read_video
+from appo.video.reader import FrameSampling, read_video
 
 LIMIT = 600.0
 

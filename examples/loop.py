@@ -92,7 +92,7 @@ class Step:
             return f"{line}  no group had unequal rewards: nothing to learn from"
         weights = torch.cat([group.perception.weights_GN[group.mask_GN] for group in self.groups])
         crucial = [group.perception.crucial_F.nonzero().flatten().tolist() for group in self.groups]
-        events = [group.question.metadata["event_frames"] for group in self.groups]
+        events = [list(group.question.event_frames or ()) for group in self.groups]
         found = sum(set(event) <= set(frames) for frames, event in zip(crucial, events, strict=True))
         example = f"e.g. frames {crucial[0]}, event {events[0]}"
         line = f"{line}  weight {weights.mean():.3f}  skipped {self.skipped}"

@@ -52,7 +52,7 @@ MODULES = {module_name(path): path for path in python_files("src")}
         ("types method.perception rewards.templates rewards.functions data models.frame_tokens reports.run_folder",
          "transformers trl accelerate datasets"),
         ("rewards.templates rewards.temporal_iou rewards.scorers rewards.functions", "torch numpy rouge_score nltk"),
-        ("rewards.answer_parsing evaluation.measures evaluation.statistics evaluation.scores",
+        ("rewards.answer_parsing data.benchmark evaluation.statistics evaluation.scores",
          "torch transformers trl datasets rouge_score"),
         ("models.frame_attention models.log_probs rollout.generation evaluation.inference", "trl datasets"),
         ("world.world world.teacher", "torch numpy transformers trl"),

@@ -71,7 +71,7 @@ def test_two_steps_train_the_language_model_only(questions: list[VideoQA]) -> No
             assert group.perception.crucial_F.shape == (8,)
             assert not group.advantages_GN.requires_grad
         assert f"step {step.number:3d}" in str(step)
-        assert str(step.groups[0].question.metadata["event_frames"]) in str(step)
+        assert str(list(step.groups[0].question.event_frames)) in str(step)
 
 
 def test_groups_of_equal_rewards_are_replaced_by_other_questions(
@@ -144,7 +144,7 @@ def test_one_step_of_the_loop_is_one_step_of_the_trainer(
     trainer.training_step = recording
     trainer.train()
 
-    by_path = {question.video: question for question in questions}
+    by_path = {question.video.path: question for question in questions}
     asked = [by_path[group.row["prompt"][0]["content"][0]["video"]] for group in rollouts]
     answers = [[torch.tensor(sample.ids) for sample in group.samples] for group in rollouts]
     policy, processor = build_policy()

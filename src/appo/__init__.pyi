@@ -8,6 +8,8 @@ from .types import Group as Group
 from .types import GroupScores as GroupScores
 from .types import PerceptionWeights as PerceptionWeights
 from .types import Sample as Sample
+from .types import VideoError as VideoError
 from .types import VideoQA as VideoQA
+from .types import VideoSource as VideoSource
 
 __version__: str

@@ -6,6 +6,8 @@ H hidden size, L length of one row's input, R reward functions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +18,122 @@ if TYPE_CHECKING:
 STEP_PARTS = ("decode", "vision", "generate", "rewards", "score", "weights", "update")
 
 
+# What a video part of a message may say beside ``type`` and ``video``: `start`, `end` and `frames_fps` of its source.
+CLIP_KEYS = ("video_start", "video_end", "raw_fps")
+
+
+class VideoError(ValueError):
+    """A video cannot be used. The message names the file, what is wrong and the fix, in one line."""
+
+    def __init__(self, path: str, problem: str, fix: str) -> None:
+        super().__init__(path, problem, fix)
+        self.path = path
+
+    def __str__(self) -> str:
+        path, problem, fix = self.args
+        return f"{path}: {problem}; {fix}"
+
+
+class ClipError(VideoError):
+    """The clip is no time of the video: its end is not behind its start, or its start is behind the video's end."""
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """What of a video is shown, from the annotation to the decoder: a file or a folder of pictures, whole or a clip.
+
+    Attributes:
+        path: the file or folder, also as ``file://`` address.
+        start: seconds since the video's first frame at which the clip starts; None: with the video.
+        end: seconds at which it ends; None, or any time behind the video's end: with the video.
+        frames_fps: frames per second at which the pictures of a folder were taken; None: `path` is a video file.
+
+    Raises:
+        ClipError: the clip is no time.
+        VideoError: `frames_fps` is no rate.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    frames_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is self.end is self.frames_fps is None:
+            return  # as nearly all are: annotations have hundreds of thousands of rows
+        start, end = self.start or 0.0, math.inf if self.end is None else self.end
+        if not (0 <= start < end and math.isfinite(start)):
+            raise ClipError(self.path, f"{self.clip} is no time", "give 0 <= start < end in seconds")
+        if self.frames_fps is not None and not (math.isfinite(self.frames_fps) and self.frames_fps > 0):
+            problem = f"frames_fps is {self.frames_fps}"
+            raise VideoError(self.path, problem, "give the frames per second at which the pictures were taken")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the video is shown, not a clip."""
+        return self.start is None and self.end is None
+
+    @property
+    def whole(self) -> VideoSource:
+        """All of the same video."""
+        return self if self.is_whole else VideoSource(self.path, frames_fps=self.frames_fps)
+
+    @property
+    def clip(self) -> str:
+        """What part of the video is shown, in words."""
+        if self.is_whole:
+            return "the video"
+        return f"the clip [{self.start or 0:g}, {'the end' if self.end is None else f'{self.end:g}'}] s"
+
+    def __str__(self) -> str:
+        rate = "" if self.frames_fps is None else f", {self.frames_fps:g} pictures per second"
+        return self.path + ("" if self.is_whole else f", {self.clip}") + rate
+
+    def to_part(self) -> dict[str, Any]:
+        """The part of a chat message that shows this, under the names of qwen-vl-utils. Inverse: `from_part`."""
+        part: dict[str, Any] = {"type": "video", "video": self.path}
+        for key, value in zip(CLIP_KEYS, (self.start, self.end, self.frames_fps), strict=True):
+            if value is not None:
+                part[key] = value
+        return part
+
+    @classmethod
+    def from_part(cls, part: Mapping[str, Any]) -> VideoSource:
+        """What a video part of a message shows; keys that say nothing may be missing or None.
+
+        Raises:
+            VideoError: see the class.
+        """
+        return cls(str(part["video"]), *map(part.get, CLIP_KEYS))
+
+
 @dataclass(frozen=True)
 class VideoQA:
     """One question about one video (and, for some datasets, an image beside it).
 
     Attributes:
         id: unique within its dataset.
-        video: path of the video file; empty when the sample has an image only.
+        video: what is shown of which video; None where the question has an image only, or neither.
         question: the text asked, options not included.
         answer: the gold answer: a letter for multiple choice, else the words or number itself.
         kind: how answers are compared, one of :data:`appo.rewards.scorers.KINDS`.
         options: the choices, each as shown to the model; empty for open questions.
-        image: path of an image shown beside the video, or empty.
+        image: path of an image shown beside the video or alone, or empty.
         spans: (start, end) seconds in which the answer can be seen. For evaluation and for the temporal IoU reward;
             the method itself never looks at them.
+        event_frames: indices of the language model's frames that show the answer; None where they are not known.
         metadata: whatever else the dataset says (level, task type, ...).
     """
 
     id: str
-    video: str
+    video: VideoSource | None
     question: str
     answer: str
     kind: str = "word"
     options: tuple[str, ...] = ()
     image: str = ""
     spans: tuple[tuple[float, float], ...] = ()
+    event_frames: tuple[int, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

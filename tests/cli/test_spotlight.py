@@ -108,7 +108,7 @@ def test_pages_of_several_or_damaged_runs(folder: Path, tmp_path: Path, capsys: 
 
 def test_any_checkpoint_and_video_give_a_page(tmp_path: Path) -> None:
     (question,) = generate(tmp_path / "clips", "L1", 1, 5)
-    asked = ["--model", "spotlight", "--video", question.video, "--question", question.question]
+    asked = ["--model", "spotlight", "--video", question.video.path, "--question", question.question]
     page = tmp_path / "one.html"
     flags = ["--group", "3", "--max-new-tokens", "20", "--output", str(page)]
     assert main(["spotlight", *asked, *flags]) == 0

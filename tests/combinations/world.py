@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from appo.rollout.generation import clean_messages, encode_prompt, video_sources
+from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import FrameSampling, SampledVideo, VideoSource
+from appo.video.reader import FrameSampling, SampledVideo
 from appo.world import build_policy
 from tests.combinations.cases import DIMENSIONS
 from tests.support.runs import clips

@@ -22,8 +22,9 @@ from appo.cli.main import main
 from appo.data import validation as checking
 from appo.data.relocating import find_fix
 from appo.data.validation import CATEGORIES, check
+from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import FrameSampling, VideoSource
+from appo.video.reader import FrameSampling
 from appo.video.workers import Lost, run_tasks
 from appo.world import policy_path
 from tests.data.check_cases import QUESTION, good_rows, put_good, run_here
@@ -272,7 +273,7 @@ def test_tasks_are_all_answered_once_and_may_ask_for_time():
 
 def test_a_walk_that_is_left_leaves_no_process(tmp_path):
     put_media(tmp_path, "a.mp4", "b.mp4")
-    tasks = [(checking.Media(str(tmp_path / name)), (), False) for name in ("a.mp4", "hang.mp4", "hang2.mp4")]
+    tasks = [(VideoSource(str(tmp_path / name)), (), False) for name in ("a.mp4", "hang.mp4", "hang2.mp4")]
     walk = run_tasks(stand_ins.misbehaving, tasks, 2, limit=0.1)
     _, first = next(walk)
     assert not isinstance(first, Lost)
@@ -280,6 +281,7 @@ def test_a_walk_that_is_left_leaves_no_process(tmp_path):
     assert [pid for pid in process_ids(tmp_path) if is_alive(pid)] == []
 
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from tests.support import stand_ins
@@ -301,7 +303,7 @@ def test_no_process_outlives_the_check(tmp_path, how):
                  "--workers", "2"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, start_new_session=True,
+        text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 200
     while len(process_ids(tmp_path)) < 2 and process.poll() is None and time.monotonic() < deadline:

@@ -25,7 +25,7 @@ from appo.data.table import ROWS_AT_ONCE, rows_of
 from appo.rewards.functions import accuracy_reward, score_answer
 from appo.rewards.templates import INSTRUCTIONS, lettered
 from appo.rollout.generation import VideoCache, encode_prompt, video_sources
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.video.reader import FrameSampling
 from appo.world import build_policy, generate
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -63,7 +63,7 @@ def test_rows_become_the_questions_they_are(tmp_path, case: Case):
     assert [question.id for question in questions] == [gold.id for gold in case.golds]
     for question, gold in zip(questions, case.golds, strict=True):
         assert (question.answer, question.kind, question.spans) == (gold.answer, gold.kind, gold.spans)
-        assert question.video == path_in(videos, gold.video)
+        assert (question.video.path if question.video else "") == path_in(videos, gold.video)
         assert question.image == path_in(videos, gold.image)
         assert len(question.options) == gold.options
         assert question.metadata | gold.metadata == question.metadata
@@ -133,7 +133,7 @@ def test_spotlight_reads_what_the_generator_wrote(tmp_path):
     assert list(read("spotlight", tmp_path)) == written
     assert list(read("spotlight", tmp_path / "annotations.jsonl", tmp_path)) == written
     table = load("spotlight", tmp_path, instruction="")
-    assert [row["event_frames"] for row in table] == [question.metadata["event_frames"] for question in written]
+    assert [row["event_frames"] for row in table] == [list(question.event_frames) for question in written]
     assert [json.loads(row["metadata"]) for row in table] == [question.metadata for question in written]
     assert accuracy_reward([respond(answer) for answer in table["answer"]], table["answer"][:], "word") == [1.0] * 4
 
@@ -148,10 +148,8 @@ def test_tables_of_all_datasets_can_be_trained_on_together(tmp_path):
 
 def test_a_cup_game_is_cut_where_the_mapping_says(tmp_path):
     annotations, videos = perception_test(tmp_path, cut=75)
-    assert [question.metadata["clip"] for question in read("perception-test", annotations, videos, "valid")] == [
-        [0.0, 2.5],
-        [0.0, 2.5],
-    ]
+    questions = list(read("perception-test", annotations, videos, "valid"))
+    assert [(question.video.start, question.video.end) for question in questions] == [(0.0, 2.5), (0.0, 2.5)]
     part = load("perception-test", annotations, videos, "valid")[0]["prompt"][0]["content"][0]
     assert (part["video_start"], part["video_end"], part["raw_fps"]) == (0.0, 2.5, None)
 
@@ -170,11 +168,12 @@ def test_mvbench_reads_all_twenty_tasks_with_spans_and_frame_folders(tmp_path):
         put_media(tmp_path / "video", f"{folder}/" + ("show_s01/" if task == "episodic_reasoning" else "x.mp4"))
     questions = {question.id: question for question in read("mvbench", tmp_path / "json", tmp_path / "video")}
     assert list(questions) == [f"{task}/0" for task in FOLDERS]
-    assert questions["action_sequence/0"].metadata["clip"] == [3.0, 9.5]
-    assert "clip" not in questions["moving_count/0"].metadata
-    assert questions["episodic_reasoning/0"].metadata == {
-        "task": "episodic_reasoning", "clip": [1.0, 2.5], "frames_fps": 3.0,
-    }  # fmt: skip
+    source = questions["action_sequence/0"].video
+    assert (source.start, source.end, source.frames_fps) == (3.0, 9.5, None)
+    assert questions["moving_count/0"].video.is_whole
+    shown = questions["episodic_reasoning/0"]
+    folder = str(tmp_path / "video" / FOLDERS["episodic_reasoning"] / "show_s01")
+    assert (shown.video, shown.metadata) == (VideoSource(folder, 1.0, 2.5, 3.0), {"task": "episodic_reasoning"})
     assert len(load("mvbench", tmp_path / "json", tmp_path / "video", "state_change")) == 1
     part = load("mvbench", tmp_path / "json", tmp_path / "video", "episodic_reasoning")[0]["prompt"][0]["content"][0]
     assert (part["video_start"], part["video_end"], part["raw_fps"]) == (1.0, 2.5, 3.0)
@@ -203,14 +202,14 @@ def test_every_letter_is_right_equally_often():
 
 @pytest.mark.parametrize("count", [0, 1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1])
 def test_rows_of_keeps_all_rows_in_order(count):
-    table = rows_of(VideoQA(str(number), "x.mp4", "What?", "yes") for number in range(count))
+    table = rows_of(VideoQA(str(number), VideoSource("x.mp4"), "What?", "yes") for number in range(count))
     assert table["id"][:] == [str(number) for number in range(count)]
     assert table.column_names == COLUMNS
 
 
 def test_a_table_is_mapped_and_can_be_shuffled_pickled_and_told_apart():
     def questions(count: int) -> Any:
-        return (VideoQA(str(number), "x.mp4", "Why? " * 20, "yes") for number in range(count))
+        return (VideoQA(str(number), VideoSource("x.mp4"), "Why? " * 20, "yes") for number in range(count))
 
     before = pa.total_allocated_bytes()
     table = rows_of(questions(5000))
@@ -225,8 +224,10 @@ def test_a_table_is_mapped_and_can_be_shuffled_pickled_and_told_apart():
 def test_a_table_is_built_without_a_container_a_row():
     """Those would set off the garbage collector once for each 50 rows or so, over everything that is loaded."""
     runs: list[int] = []
-    questions = (VideoQA(str(number), "x.mp4", "Why?", "B", "letter", ("a", "b")) for number in range(5000))
-    rows_of(VideoQA(str(number), "x.mp4", "What?", "yes") for number in range(2))  # imports
+    questions = (
+        VideoQA(str(number), VideoSource("x.mp4"), "Why?", "B", "letter", ("a", "b")) for number in range(5000)
+    )
+    rows_of(VideoQA(str(number), VideoSource("x.mp4"), "What?", "yes") for number in range(2))  # imports
     gc.collect()
     gc.callbacks.append(lambda phase, info: runs.append(info["generation"]))
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from appo.data import files, load, read
 from appo.data.files import rows_of_file
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.support.data_fixtures import (
     CASES,
     MV_ROW,
@@ -271,4 +271,4 @@ def test_load_never_opens_a_video(tmp_path):
 
 def test_absolute_paths_of_ones_own_questions_are_kept(tmp_path):
     (question,) = read("jsonl", put_lines(tmp_path / "x.jsonl", [OWN | {"video": "/data/x.mp4"}]), tmp_path)
-    assert question == VideoQA("0", "/data/x.mp4", "Which?", "B", "letter", ("red", "blue"))
+    assert question == VideoQA("0", VideoSource("/data/x.mp4"), "Which?", "B", "letter", ("red", "blue"))

@@ -17,6 +17,7 @@ from appo.evaluation.predictions import batches
 from appo.experiments.demo import accuracy_table, write_picture
 from appo.reports.console import print_group
 from appo.reports.run_folder import RolloutRecord
+from appo.types import VideoSource
 from appo.video.reader import FrameSampling
 from appo.world import build_policy
 from tests.support.runs import clips
@@ -119,8 +120,8 @@ def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(quest
     broken.write_bytes(b"no video" * 100)
     picture.write_bytes(b"no picture")
     bad = [
-        replace(questions[0], id="video", video=str(broken)),
-        replace(questions[0], id="gone", video=str(tmp_path / "gone.mp4")),
+        replace(questions[0], id="video", video=VideoSource(str(broken))),
+        replace(questions[0], id="gone", video=VideoSource(str(tmp_path / "gone.mp4"))),
         replace(questions[0], id="picture", image=str(picture)),
         replace(questions[0], id="placeholder", question="what does <|video_pad|> mean ?"),
     ]
@@ -155,7 +156,7 @@ def test_too_large_a_batch_is_one_line_and_other_errors_are_not_swallowed(questi
 
 def test_inspection_records_a_whole_group(record, questions):
     assert (record.step, record.id, record.answer) == (7, questions[0].id, questions[0].answer)
-    assert record.event_frames == questions[0].metadata["event_frames"]
+    assert record.event_frames == list(questions[0].event_frames)
     assert len(record.responses) == 3
     assert len(record.timestamps) == 8
     for response in record.responses:

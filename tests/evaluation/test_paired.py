@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from appo.cli.main import main
 from appo.evaluation.paired import compare
 from appo.evaluation.predictions import EvaluationFolder, Reply, batches
 from appo.reports.jsonl import RecordError
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.support.eval_runs import tagged
 
 SETTINGS = {
@@ -24,7 +25,7 @@ def asked(count: int) -> list[VideoQA]:
     return [
         VideoQA(
             f"v_{n}",
-            f"{n}.mp4",
+            VideoSource(f"{n}.mp4"),
             "Why?",
             "A",
             "letter",
@@ -81,7 +82,7 @@ def test_a_question_that_could_not_be_asked_is_lost(tmp_path):
 
 def test_questions_are_paired_by_id_wherever_videos_lie(tmp_path):
     questions = asked(4)
-    moved = [VideoQA(**{**vars(question), "video": f"/else/{question.video}"}) for question in reversed(questions)]
+    moved = [replace(question, video=VideoSource(f"/else/{question.video.path}")) for question in reversed(questions)]
     sheet = compare(evaluation(tmp_path / "a", "+---"), evaluation(tmp_path / "b", "---+", moved))
     assert any("0 questions won, 0 lost, 4 equal" in remark for remark in sheet.remarks)
 

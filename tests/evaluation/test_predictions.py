@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -21,13 +22,13 @@ from appo.evaluation.predictions import (
     questions_digest,
 )
 from appo.reports.jsonl import RecordError
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 SIZE = 3
 SETTINGS = {"model": "m", "dataset": "jsonl", "batch_size": SIZE, "instruction": "Say «A».\n"}
 ASKED = [
     VideoQA(
-        f"q/{number}", f"videos/{number}.mp4", "Which?", "B", "letter", ("red", "blue"),
+        f"q/{number}", VideoSource(f"videos/{number}.mp4"), "Which?", "B", "letter", ("red", "blue"),
         spans=((0.0, 1.5), (2.25, 3.0)), metadata={"level": "L1", "by": ["me", None]},
     )
     for number in range(8)
@@ -196,10 +197,38 @@ def test_changed_questions_are_noticed(tmp_path):
 
 
 def test_the_digest_is_of_what_is_asked_not_of_where_it_lies():
-    moved = [replace(question, video=f"/elsewhere/{Path(question.video).name}") for question in ASKED]
+    moved = [replace(question, video=VideoSource(f"/elsewhere/{Path(question.video.path).name}")) for question in ASKED]
     assert questions_digest(moved) == questions_digest(ASKED)
-    renamed = [replace(ASKED[0], video="videos/9.mp4"), *ASKED[1:]]
+    renamed = [replace(ASKED[0], video=VideoSource("videos/9.mp4")), *ASKED[1:]]
     assert len({questions_digest(asked) for asked in (ASKED, renamed, ASKED[::-1], ASKED[1:])}) == 4
+
+
+def test_a_folder_of_the_older_form_is_read_and_gone_on_with(tmp_path):
+    """Then the path alone was the video, and what is shown of it stood in the metadata."""
+    shown = {"task": "t", "clip": [1.0, 2.5], "event_frames": [1, 2], "frames_fps": 3.0, "by": "me"}
+    common = {"question": "Which?", "answer": "B", "kind": "letter", "options": ["red", "blue"], "spans": [[0.0, 1.5]]}
+    old = [
+        {"id": "q/0", "video": "videos/frames", **common, "image": "", "metadata": shown},
+        {"id": "q/1", "video": "", **common, "image": "pictures/x.png", "metadata": {}},
+    ]
+    questions = [
+        VideoQA(
+            "q/0", VideoSource("videos/frames", 1.0, 2.5, 3.0), "Which?", "B", "letter", ("red", "blue"),
+            spans=((0.0, 1.5),), event_frames=(1, 2), metadata={"task": "t", "by": "me"},
+        ),
+        VideoQA("q/1", None, "Which?", "B", "letter", ("red", "blue"), "pictures/x.png", ((0.0, 1.5),)),
+    ]  # fmt: skip
+    names = [{**row, **{name: Path(row[name]).name for name in ("video", "image")}} for row in old]
+    digest = hashlib.sha256("".join(json.dumps(row) + "\n" for row in names).encode()).hexdigest()[:16]
+    folder = EvaluationFolder.start(tmp_path / "e", SETTINGS, questions)
+    about = json.loads((folder.path / "eval.json").read_text())
+    about["config"]["questions_digest"] = digest
+    (folder.path / "eval.json").write_text(json.dumps(about))
+    (folder.path / QUESTIONS).write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert EvaluationFolder.open(folder.path).questions() == questions
+    assert EvaluationFolder.start(folder.path, SETTINGS, questions).settings["questions_digest"] == digest
+    with pytest.raises(RecordError, match="questions_digest is "):
+        EvaluationFolder.start(folder.path, SETTINGS, [replace(questions[0], event_frames=(1,)), questions[1]])
 
 
 TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\u2028\x00\x85"))

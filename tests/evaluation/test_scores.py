@@ -10,22 +10,25 @@ from typing import Any
 
 import pytest
 
-from appo.data import DATASETS, read
-from appo.evaluation.measures import BENCHMARKS, GRADED, VSI_TASKS
-from appo.evaluation.scores import Answered, official_scores, response_format, score_of, unparsable_share
+from appo.data import DATASETS, get_benchmark, read
+from appo.data.vsi_bench import TASKS as VSI_TASKS
+from appo.evaluation.scores import Answered, official_scores, unparsable_share
 from appo.evaluation.statistics import wilson_interval
-from appo.rewards.scorers import KINDS
-from appo.types import VideoQA
+from appo.rewards.functions import accuracy_reward
+from appo.rewards.scorers import GRADED, KINDS
+from appo.types import VideoQA, VideoSource
 from tests.evaluation import oracle_scores as oracle
 from tests.evaluation.oracle_scores import OPTIONS, Pair, wrapped
 from tests.support.data_fixtures import CASES, Case
+
+VIDEO = VideoSource("x.mp4")
 
 # --- random questions of every dataset -----------------------------------------------------------------------------
 
 
 def letter_question(rng: Random, name: str, options: int, **metadata: Any) -> VideoQA:
     answer = rng.choice("ABCDE"[:options])
-    return VideoQA(name, "x.mp4", "?", answer, "letter", OPTIONS[:options], metadata=metadata)
+    return VideoQA(name, VIDEO, "?", answer, "letter", OPTIONS[:options], metadata=metadata)
 
 
 def seed_question(rng: Random, name: str) -> VideoQA:
@@ -41,7 +44,7 @@ def video_r1_question(rng: Random, name: str) -> VideoQA:
         return letter_question(rng, name, 5, problem_type=problem)
     words = " ".join(rng.choices(["red", "ball", "falls", "Exit", "door"], k=rng.randrange(1, 6)))
     answer = words if kind in ("ocr", "text") else f"{rng.randrange(1, 4000) / 100}"
-    return VideoQA(name, "x.mp4", "?", answer, kind, metadata={"problem_type": problem})
+    return VideoQA(name, VIDEO, "?", answer, kind, metadata={"problem_type": problem})
 
 
 def next_qa_question(rng: Random, name: str) -> VideoQA:
@@ -64,7 +67,7 @@ def vsi_question(rng: Random, name: str) -> VideoQA:
     kind = f"{task}_{rng.choice(['easy', 'medium', 'hard'])}" if task == "object_rel_direction" else task
     metadata = {"task": task, "question_type": kind}
     if task in VSI_TASKS[:4]:
-        return VideoQA(name, "x.mp4", "?", f"{rng.randrange(1, 400) / 10}", "mra", metadata=metadata)
+        return VideoQA(name, VIDEO, "?", f"{rng.randrange(1, 400) / 10}", "mra", metadata=metadata)
     return letter_question(rng, name, 4, **metadata)
 
 
@@ -74,7 +77,7 @@ def mvbench_question(rng: Random, name: str) -> VideoQA:
 
 def spotlight_question(rng: Random, name: str) -> VideoQA:
     answer = rng.choice(["red", "Blue ball", "left."])
-    return VideoQA(name, "x.mp4", "?", answer, "word", metadata={"level": rng.choice(["L1", "L2", "L3"])})
+    return VideoQA(name, VIDEO, "?", answer, "word", metadata={"level": rng.choice(["L1", "L2", "L3"])})
 
 
 def own_question(rng: Random, name: str) -> VideoQA:
@@ -116,7 +119,7 @@ def answered(pairs: Sequence[Pair]) -> list[Answered]:
     return [Answered(question, (said.text,) if said else ()) for question, said in pairs]
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_every_figure_is_the_official_formula(dataset: str) -> None:
     for seed in range(60):
         pairs = random_pairs(dataset, seed)
@@ -127,7 +130,7 @@ def test_every_figure_is_the_official_formula(dataset: str) -> None:
         assert scores[0].name == next(iter(expected)), "the headline comes first"
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_the_figure_without_missing_predictions_is_what_a_script_shows_that_skips_them(dataset: str) -> None:
     for seed in range(30):
         pairs = random_pairs(dataset, seed, missing=0.3)
@@ -143,14 +146,14 @@ def test_the_figure_without_missing_predictions_is_what_a_script_shows_that_skip
                 assert score.value == pytest.approx(expected[score.name], abs=1e-9), "nothing was skipped"
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_the_headline_is_the_mean_of_single_scores_or_for_vsi_bench_within_tasks(dataset: str) -> None:
     pairs = [pair for pair in random_pairs(dataset, 5) if pair[1]]
-    singles = [score_of(dataset, question, said.text) for question, said in pairs]
+    singles = [DATASETS[dataset].score(question, said.text) for question, said in pairs]
     assert all(0 <= single <= 1 for single in singles)
     if dataset != "vsi-bench":
         assert official_scores(dataset, answered(pairs))[0].value == pytest.approx(sum(singles) / len(singles))
-    lenient = [score_of(dataset, question, said.text, lenient=True) for question, said in pairs]
+    lenient = [DATASETS[dataset].score(question, said.text, lenient=True) for question, said in pairs]
     assert all(kind >= strict for kind, strict in zip(lenient, singles, strict=True))
     assert (
         official_scores(dataset, answered(pairs), lenient=True)[0].value
@@ -158,15 +161,25 @@ def test_the_headline_is_the_mean_of_single_scores_or_for_vsi_bench_within_tasks
     )
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_score_of_an_answer_is_its_reward(dataset: str) -> None:
+    benchmark, pairs = DATASETS[dataset], [pair for pair in random_pairs(dataset, 6) if pair[1]]
+    columns = {name: [getattr(question, name) for question, _ in pairs] for name in ("answer", "kind", "options")}
+    texts = [said.text for _, said in pairs]
+    rewards = accuracy_reward(texts, **columns, response_format=benchmark.response_format)
+    assert [benchmark.marker(question)(text).right for (question, _), text in zip(pairs, texts, strict=True)] == rewards
+    assert {question.kind for question, _ in pairs} <= set(benchmark.kinds)
+
+
 def test_every_dataset_and_every_kind_of_answer_is_scored() -> None:
-    assert set(BENCHMARKS) == set(DATASETS) == set(QUESTION)
+    assert set(DATASETS) == set(QUESTION)
     assert set(GRADED) < set(KINDS)
-    assert {name: response_format(name) for name in BENCHMARKS if name != "nextgqa"} == dict.fromkeys(
-        set(BENCHMARKS) - {"nextgqa"}, "answer"
+    assert {name: DATASETS[name].response_format for name in DATASETS if name != "nextgqa"} == dict.fromkeys(
+        set(DATASETS) - {"nextgqa"}, "answer"
     )
-    assert response_format("nextgqa") == "grounded"
+    assert DATASETS["nextgqa"].response_format == "grounded"
     one = [Answered(LETTER, ("B",))]
-    for call in (response_format, lambda name: official_scores(name, one), lambda name: unparsable_share(name, one)):
+    for call in (get_benchmark, lambda name: official_scores(name, one), lambda name: unparsable_share(name, one)):
         with pytest.raises(ValueError, match="unknown dataset 'imagenet'; there are seed-bench-r1"):
             call("imagenet")
 
@@ -177,7 +190,7 @@ def test_gold_answers_to_real_annotations_score_1(case: Case, tmp_path: Path) ->
     gold = []
     for question in read(case.name, annotations, videos, case.split):
         start, end = question.spans[0] if question.spans else (0, 1)
-        time = f"[{start}, {end}]" if response_format(case.name) == "grounded" else None
+        time = f"[{start}, {end}]" if DATASETS[case.name].response_format == "grounded" else None
         gold.append(Answered(question, (wrapped(question.answer, time),)))
     for score in official_scores(case.name, gold):
         assert score.value == pytest.approx(1.0), score.name
@@ -191,7 +204,7 @@ def test_gold_answers_to_real_annotations_score_1(case: Case, tmp_path: Path) ->
 # --- intervals ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_shares_have_wilson_intervals_and_everything_else_a_bootstrap(dataset: str) -> None:
     pairs = random_pairs(dataset, 7)
     graded = {"mIoU", "mIoP", *VSI_TASKS[:4], "OCR", "free-form", "regression", *(f"kind/{kind}" for kind in GRADED)}
@@ -222,8 +235,8 @@ def test_vsi_bench_is_resampled_within_its_question_types() -> None:
 
 # --- edges, and where we differ from the scripts on purpose --------------------------------------------------------
 
-LETTER = VideoQA("1", "x.mp4", "?", "B", "letter", OPTIONS[:4], metadata={"task": "t", "question_type": "t"})
-TIMED = VideoQA("2", "x.mp4", "?", "B", "letter", OPTIONS, spans=((0.0, 10.0), (20.0, 30.0)))
+LETTER = VideoQA("1", VIDEO, "?", "B", "letter", OPTIONS[:4], metadata={"task": "t", "question_type": "t"})
+TIMED = VideoQA("2", VIDEO, "?", "B", "letter", OPTIONS, spans=((0.0, 10.0), (20.0, 30.0)))
 
 
 def figures(dataset: str, *responses: tuple[VideoQA, str]) -> dict[str, float]:
@@ -233,27 +246,27 @@ def figures(dataset: str, *responses: tuple[VideoQA, str]) -> dict[str, float]:
 
 def test_no_answer_tag_is_wrong_and_every_way_to_write_the_letter_is_right() -> None:
     for answer in ("B", "(B)", "b", "B.", "B. a blue ball", "a blue ball"):
-        assert score_of("seed-bench-r1", LETTER, wrapped(answer)) == 1.0, answer
+        assert DATASETS["seed-bench-r1"].score(LETTER, wrapped(answer)) == 1.0, answer
     for text in ("B", "<answer>B</answer>", "<think>B</think>", wrapped("A"), wrapped("A, B")):
-        assert score_of("seed-bench-r1", LETTER, text) == 0.0, text
-    assert score_of("seed-bench-r1", LETTER, "B", lenient=True) == 1.0
+        assert DATASETS["seed-bench-r1"].score(LETTER, text) == 0.0, text
+    assert DATASETS["seed-bench-r1"].score(LETTER, "B", lenient=True) == 1.0
 
 
 def test_mra_is_exact_where_the_script_rounds() -> None:
     """11 for 10 is 10 % off, which theta = .9 allows; the script compares .1 with 1 - .9 = .09999999999999998."""
-    ten = VideoQA("1", "x.mp4", "?", "10", "mra", metadata={"task": "object_counting", "question_type": "x"})
+    ten = VideoQA("1", VIDEO, "?", "10", "mra", metadata={"task": "object_counting", "question_type": "x"})
     thetas = [0.5 + 0.05 * step for step in range(10)]
     script = sum(abs(11 - 10) / 10 <= 1 - theta for theta in thetas) / 10
-    assert (script, score_of("vsi-bench", ten, wrapped("11"))) == (0.8, 0.9)
-    assert score_of("vsi-bench", ten, wrapped("about 11")) == 0.0, "unparsable"
-    assert score_of("vsi-bench", ten, wrapped("about 11"), lenient=True) == 0.9
+    assert (script, DATASETS["vsi-bench"].score(ten, wrapped("11"))) == (0.8, 0.9)
+    assert DATASETS["vsi-bench"].score(ten, wrapped("about 11")) == 0.0, "unparsable"
+    assert DATASETS["vsi-bench"].score(ten, wrapped("about 11"), lenient=True) == 0.9
 
 
 def test_vsi_bench_takes_a_whole_answer_where_the_script_takes_its_first_word() -> None:
     said = "B because it is near"
     assert said.split(" ")[0].rstrip(".") == "B", "the script's rule calls it right"
-    assert score_of("vsi-bench", LETTER, wrapped(said)) == 0.0
-    assert score_of("vsi-bench", LETTER, wrapped(said), lenient=True) == 1.0
+    assert DATASETS["vsi-bench"].score(LETTER, wrapped(said)) == 0.0
+    assert DATASETS["vsi-bench"].score(LETTER, wrapped(said), lenient=True) == 1.0
 
 
 def test_mvbench_wants_the_option_where_the_script_looks_for_the_first_word_in_it() -> None:
@@ -262,15 +275,17 @@ def test_mvbench_wants_the_option_where_the_script_looks_for_the_first_word_in_i
     for said, script, ours in (("", True, 0.0), ("( b", True, 0.0), ("B) a red cup", True, 0.0), ("(B)", True, 1.0)):
         first = said.lower().split(" ")[0]
         assert (first.replace(".", "") in "(b)" or "(b)" in first) == script
-        assert score_of("mvbench", task, wrapped(said)) == ours
+        assert DATASETS["mvbench"].score(task, wrapped(said)) == ours
 
 
 def test_video_r1_numbers_are_values_where_the_script_compares_how_they_are_written() -> None:
-    three = VideoQA("1", "x.mp4", "?", "3", "number", metadata={"problem_type": "numerical"})
-    assert score_of("video-r1", three, wrapped("3.0")) == 1.0, "the script wants a decimal point in both or none"
-    assert score_of("video-r1", three, wrapped("3.004")) == 1.0
-    assert score_of("video-r1", three, wrapped("3.006")) == 0.0
-    assert score_of("video-r1", replace(three, answer="0", kind="regression"), wrapped("0")) == 1.0, "script: 0 / 1e-9"
+    three = VideoQA("1", VIDEO, "?", "3", "number", metadata={"problem_type": "numerical"})
+    assert DATASETS["video-r1"].score(three, wrapped("3.0")) == 1.0, "the script wants a decimal point in both or none"
+    assert DATASETS["video-r1"].score(three, wrapped("3.004")) == 1.0
+    assert DATASETS["video-r1"].score(three, wrapped("3.006")) == 0.0
+    assert DATASETS["video-r1"].score(replace(three, answer="0", kind="regression"), wrapped("0")) == 1.0, (
+        "script: 0 / 1e-9"
+    )
 
 
 def test_thresholds_of_overlap_are_exact() -> None:

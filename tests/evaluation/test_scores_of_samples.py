@@ -9,15 +9,15 @@ from random import Random
 
 import pytest
 
-from appo.evaluation.measures import BENCHMARKS
-from appo.evaluation.scores import Answered, Score, official_scores, score_differences, score_of, unparsable_share
+from appo.data import DATASETS
+from appo.evaluation.scores import Answered, Score, official_scores, score_differences, unparsable_share
 from appo.evaluation.statistics import bootstrap_interval, mcnemar
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.evaluation import oracle_scores as oracle
 from tests.evaluation.oracle_scores import OPTIONS, wrapped
 from tests.evaluation.test_scores import QUESTION
 
-LETTER = VideoQA("1", "x.mp4", "?", "B", "letter", OPTIONS[:4], metadata={"split": "L1"})
+LETTER = VideoQA("1", VideoSource("x.mp4"), "?", "B", "letter", OPTIONS[:4], metadata={"split": "L1"})
 
 
 def sampled(dataset: str, seed: int, samples: int, questions: int = 25) -> list[Answered]:
@@ -36,7 +36,7 @@ def by_name(dataset: str, answered: Sequence[Answered]) -> dict[str, Score]:
     return {score.name: score for score in official_scores(dataset, answered)}
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_a_figure_of_k_responses_is_the_mean_of_k_figures_of_one(dataset: str) -> None:
     """Response i of every question is an evaluation by itself, in which it may be missing."""
     answered = sampled(dataset, 1, 3)
@@ -50,14 +50,14 @@ def test_a_figure_of_k_responses_is_the_mean_of_k_figures_of_one(dataset: str) -
     assert set(together) - set(alone[0]) == {"pass@1", "pass@2", "majority"}
 
 
-@pytest.mark.parametrize("dataset", sorted(set(BENCHMARKS) - {"vsi-bench"}))
+@pytest.mark.parametrize("dataset", sorted(set(DATASETS) - {"vsi-bench"}))
 def test_pass_at_k_is_the_share_of_choices_with_a_right_response(dataset: str) -> None:
     answered = sampled(dataset, 2, 5, questions=12)
     scores = by_name(dataset, answered)
     for k in (1, 2, 4):
         passed = []
         for one in answered:
-            marks = [score_of(dataset, one.question, text) >= 0.5 for text in one.texts]
+            marks = [DATASETS[dataset].score(one.question, text) >= 0.5 for text in one.texts]
             marks += [False] * (5 - len(marks))
             choices = [any(choice) for choice in combinations(marks, k)]
             passed.append(sum(choices) / len(choices))
@@ -110,7 +110,7 @@ def test_missing_responses_count_as_wrong_and_are_left_out_of_the_other_figure()
     assert unparsable_share("seed-bench-r1", [none, Answered(LETTER, ("B", wrapped("B"), wrapped("Z"), ""))]) == 0.5
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_scores_do_not_depend_on_the_order_of_questions(dataset: str) -> None:
     answered = sampled(dataset, 3, 2)
     shuffled = Random(0).sample(answered, len(answered))
@@ -120,7 +120,7 @@ def test_scores_do_not_depend_on_the_order_of_questions(dataset: str) -> None:
 # --- two models ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_differences_are_those_of_the_scores(dataset: str) -> None:
     first = sampled(dataset, 4, 1)
     rng = Random(9)

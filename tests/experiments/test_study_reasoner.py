@@ -16,7 +16,7 @@ from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 
 DESCRIPTION = "there is the pink star at 3 . there is the red heart at 5 ."
-QUESTION = VideoQA("q", "", "when does the star appear ?", "3")
+QUESTION = VideoQA("q", None, "when does the star appear ?", "3")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_lessons_are_the_prompts_of_a_study_with_the_right_answers() -> None:
         (prompt, answer), *more = lesson(rng)
         described = prompt.partition(":\n")[2].partition("\n\n")[0]
         question = prompt.partition("\n\n")[2].partition("\n\n")[0]
-        assert prompt == reasoning_prompt(VideoQA("", "", question, "x"), described)
+        assert prompt == reasoning_prompt(VideoQA("", None, question, "x"), described)
         for asked, said in [(question, answer), *more]:
             assert said == f"<answer> {rule_answer(asked, described)} </answer>"
 

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from appo.experiments.study.words import NOTHING, describing_prompt, description_of, reasoning_prompt
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.world.teacher import CONCLUSIONS, respond
 from appo.world.world import LEVELS, TASKS, make_question, make_scene
 
-LETTERED = VideoQA("q", "v.mp4", "What is cut?", "B", "letter", ("an onion", "a carrot"))
+LETTERED = VideoQA("q", VideoSource("v.mp4"), "What is cut?", "B", "letter", ("an onion", "a carrot"))
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_a_reasoner_reads_description_question_and_options() -> None:
     for part in ("A knife, {braces} and all.", "What is cut?", "A. an onion", "B. a carrot", "letter"):
         assert part in prompt
     assert NOTHING in reasoning_prompt(LETTERED, "")
-    assert "letter" not in reasoning_prompt(VideoQA("q", "v", "How many?", "3", "number"), "")
+    assert "letter" not in reasoning_prompt(VideoQA("q", VideoSource("v"), "How many?", "3", "number"), "")

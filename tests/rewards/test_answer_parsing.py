@@ -12,15 +12,17 @@ from appo.rewards.answer_parsing import lenient_answer, strict_answer
 from appo.rewards.functions import score_answer
 from appo.rewards.scorers import KINDS
 from appo.rewards.templates import FORMATS, parse_spans
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
-CHOICE = VideoQA("1", "x.mp4", "What falls?", "B", "letter", ("a red cup", "a blue ball", "the cup", "nothing"))
-NUMBER = VideoQA("2", "x.mp4", "How many?", "12", "number")
-METERS = VideoQA("3", "x.mp4", "How far?", "3.5", "mra")
-WORD = VideoQA("4", "x.mp4", "Where to?", "left")
-SIDE = VideoQA("5", "x.mp4", "Where to?", "left", "word", ("left", "right"))
-SIGN = VideoQA("6", "x.mp4", "What does it say?", "No entry.", "ocr")
-STORY = VideoQA("7", "x.mp4", "What happens?", "He opens the door. Then he leaves.", "text")
+VIDEO = VideoSource("x.mp4")
+
+CHOICE = VideoQA("1", VIDEO, "What falls?", "B", "letter", ("a red cup", "a blue ball", "the cup", "nothing"))
+NUMBER = VideoQA("2", VIDEO, "How many?", "12", "number")
+METERS = VideoQA("3", VIDEO, "How far?", "3.5", "mra")
+WORD = VideoQA("4", VIDEO, "Where to?", "left")
+SIDE = VideoQA("5", VIDEO, "Where to?", "left", "word", ("left", "right"))
+SIGN = VideoQA("6", VIDEO, "What does it say?", "No entry.", "ocr")
+STORY = VideoQA("7", VIDEO, "What happens?", "He opens the door. Then he leaves.", "text")
 TIMED = replace(CHOICE, id="8", spans=((1.0, 4.0),))
 QUESTIONS = (CHOICE, NUMBER, METERS, WORD, SIDE, SIGN, STORY, TIMED)
 

@@ -17,7 +17,7 @@ from appo.rewards.templates import (
     option_texts,
     parse_response,
 )
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 GOOD = "<think>a red ball</think><answer>B</answer>"
 
@@ -27,7 +27,7 @@ def text_of(qa: VideoQA, **kwargs: str) -> str:
 
 
 def test_messages_of_a_video_question() -> None:
-    qa = VideoQA("1", "clip.mp4", "What falls?", "B", "letter", ("a cup", "a ball"))
+    qa = VideoQA("1", VideoSource("clip.mp4"), "What falls?", "B", "letter", ("a cup", "a ball"))
     assert build_messages(qa, instruction="Think.") == [
         {
             "role": "user",
@@ -40,17 +40,17 @@ def test_messages_of_a_video_question() -> None:
 
 
 def test_messages_with_an_image_beside_or_instead_of_the_video() -> None:
-    both = build_messages(VideoQA("1", "clip.mp4", "Where?", "left", image="map.png"))[0]["content"]
+    both = build_messages(VideoQA("1", VideoSource("clip.mp4"), "Where?", "left", image="map.png"))[0]["content"]
     assert [part["type"] for part in both] == ["video", "image", "text"]
     assert both[1] == {"type": "image", "image": "map.png"}
-    image_only = build_messages(VideoQA("1", "", "Where?", "left", image="map.png"))[0]["content"]
+    image_only = build_messages(VideoQA("1", None, "Where?", "left", image="map.png"))[0]["content"]
     assert [part["type"] for part in image_only] == ["image", "text"]
     with pytest.raises(ValueError, match="question 'q7' has neither"):
-        build_messages(VideoQA("q7", "", "Where?", "left"))
+        build_messages(VideoQA("q7", None, "Where?", "left"))
 
 
 def test_the_instruction_can_be_left_out() -> None:
-    qa = VideoQA("1", "clip.mp4", "What falls?", "ball")
+    qa = VideoQA("1", VideoSource("clip.mp4"), "What falls?", "ball")
     assert text_of(qa, instruction="") == "What falls?"
     assert text_of(qa) == f"What falls?\n{INSTRUCTION}"
 

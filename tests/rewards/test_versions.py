@@ -15,20 +15,20 @@ from typing import Any
 from appo.rewards.answer_parsing import lenient_answer
 from appo.rewards.scorers import KINDS
 from appo.rewards.templates import FORMATS, INSTRUCTIONS, PARSER_VERSION, PROMPT_VERSION, build_messages, parse_spans
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from tests.rewards.test_answer_parsing import PIECES, QUESTIONS, TABLE
 
 PROMPT_DIGESTS = {1: "4ec1ddaba8605bf0"}
 PARSER_DIGESTS = {1: "a6b45c413f52df07"}
 
 ASKED = [
-    VideoQA("1", "clip.mp4", "What falls?", "B", "letter", ("a red cup", "a blue ball")),
-    VideoQA("2", "clip.mp4", "What falls?", "B", "letter", ("A. a red cup", "B. a blue ball")),
-    VideoQA("3", "clip.mp4", "How many?", "3", "number"),
-    VideoQA("4", "clip.mp4", "What now?", "left", image="now.png"),
-    VideoQA("5", "", "What is it?", "a plan", "text", image="plan.png"),
-    VideoQA("6", "clip.mp4", "Where is it?", "A", "letter", ("here", "there"), metadata={"clip": [1.5, 4]}),
-    VideoQA("7", "frames", "Who left?", "A", "letter", ("he", "she"), metadata={"frames_fps": 3.0}),
+    VideoQA("1", VideoSource("clip.mp4"), "What falls?", "B", "letter", ("a red cup", "a blue ball")),
+    VideoQA("2", VideoSource("clip.mp4"), "What falls?", "B", "letter", ("A. a red cup", "B. a blue ball")),
+    VideoQA("3", VideoSource("clip.mp4"), "How many?", "3", "number"),
+    VideoQA("4", VideoSource("clip.mp4"), "What now?", "left", image="now.png"),
+    VideoQA("5", None, "What is it?", "a plan", "text", image="plan.png"),
+    VideoQA("6", VideoSource("clip.mp4", 1.5, 4.0), "Where is it?", "A", "letter", ("here", "there")),
+    VideoQA("7", VideoSource("frames", frames_fps=3.0), "Who left?", "A", "letter", ("he", "she")),
 ]
 SPANS = ["[1, 4]", "(1, 4)", "1 - 4", "1s to 4s", "[1, 4], [6, 8]", "[4, 1]", "1:00 - 2:00", "1, 4", ""]
 

@@ -24,7 +24,8 @@ from appo.rollout.generation import (
     vision_token_ids,
     without_pixels,
 )
-from appo.video.reader import FrameSampling, MissingVideoError, VideoSource
+from appo.types import VideoSource
+from appo.video.reader import FrameSampling, MissingVideoError
 from appo.world import build_policy
 from tests.support.runs import clips
 from tests.support.tiny import ARCHITECTURES, PromptShape, random_prompt, tiny_model
@@ -58,7 +59,7 @@ def test_null_fields_of_a_table_do_not_add_videos(policy, questions):
     assert any(None in part.values() for part in through_arrow[0]["content"]), "nothing to clean, proves nothing"
     assert clean_messages(through_arrow) == messages
     cache = VideoCache(processor.video_processor, SAMPLING)
-    video = cache.read(VideoSource(questions[0].video))
+    video = cache.read(questions[0].video)
     one = encode_prompt(processor, through_arrow, [video])
     assert torch.equal(one["input_ids"], encode_prompt(processor, messages, [video])["input_ids"])
 
@@ -67,7 +68,7 @@ def test_prompt_equals_the_processors_own_chat_template_path(policy, questions):
     """Oracle: transformers' apply_chat_template(tokenize=True) on the same frames and metadata."""
     _, processor = policy
     question = questions[0]
-    video = VideoCache(processor.video_processor, SAMPLING).read(VideoSource(question.video))
+    video = VideoCache(processor.video_processor, SAMPLING).read(question.video)
     conversation = [{
         "role": "user",
         "content": [{"type": "video", "video": video.frames_THWC}, {"type": "text", "text": question.question}],
@@ -96,8 +97,8 @@ def test_a_file_is_decoded_once_and_its_times_outlive_the_pixels(policy, questio
     _, processor = policy
     cache = VideoCache(processor.video_processor, SAMPLING)
     messages = build_messages(questions[0], instruction="")
-    assert cache.read(VideoSource(questions[0].video)) is cache.read(VideoSource(questions[0].video))
-    cache.read(VideoSource(questions[1].video))
+    assert cache.read(questions[0].video) is cache.read(questions[0].video)
+    cache.read(questions[1].video)
     assert cache.decoded == 2
     cache.clear()
     assert cache.timestamps(messages) == tuple(second + 0.25 for second in range(8))

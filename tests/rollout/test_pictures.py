@@ -150,7 +150,7 @@ def test_rows_with_a_picture_and_rows_without_train_in_one_batch(tmp_path):
 def test_groups_without_frames_do_not_count_as_groups_without_crucial_frames(tmp_path):
     """One group has a video and a winner, the other is text."""
     question = clips(tmp_path / "clips", 1)[0]
-    rows = [{"prompt": prompt("when ?", {"type": "video", "video": question.video})}, {"prompt": prompt("which ?")}]
+    rows = [{"prompt": prompt("when ?", question.video.to_part())}, {"prompt": prompt("which ?")}]
 
     def half(completions: Any, **kwargs: Any) -> list[float]:
         return [float(i % 2) for i in range(len(completions))]
@@ -250,7 +250,7 @@ def test_pictures_of_a_column_are_those_of_their_rows(tmp_path, column):
 
 def test_pictures_of_a_column_beside_a_video_need_their_place(tmp_path):
     """TRL fills placeholders only; without one the message names row, column and the way out."""
-    video = {"type": "video", "video": clips(tmp_path / "clips", 1)[0].video}
+    video = {"type": "video", "video": clips(tmp_path / "clips", 1)[0].video.path}
     row = {"id": "seven", "images": [noise(0, SIZES[0])], "prompt": prompt("when ?", video)}
     with_place = row | {"prompt": prompt("when ?", video, {"type": "image"})}
     settings = {**TWO_GROUPS, "method": "appo", "max_resampling_rounds": 0}

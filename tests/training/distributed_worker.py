@@ -85,7 +85,7 @@ def dataset_of(kind: str, clips: Path) -> Dataset:
     questions = load_annotations(clips)
     if kind == "clips":
         return rows_of(questions)
-    videos = [{"type": "video", "video": question.video} for question in questions]
+    videos = [{"type": "video", "video": question.video.path} for question in questions]
     pictures = []
     for number in range(4):
         file = clips / f"{number}.png"

@@ -17,6 +17,7 @@ from appo import APPOTrainer
 from appo.reports.run_folder import FAULTS, RunFolder
 from appo.training.atomic_checkpoint import last_complete
 from appo.training.faults import PATIENCE, FaultyVideosError, VideoFaults
+from appo.types import VideoSource
 from appo.video import reader as video
 from appo.video.decode_worker import Decoder
 from tests.support.runs import logged, rows_of
@@ -71,7 +72,7 @@ def rows(healthy: Path, tmp_path: Path) -> Dataset:
     shutil.copytree(healthy, tmp_path / "clips")
     return rows_of(
         [
-            qa.__class__(**{**vars(qa), "video": str(tmp_path / "clips" / Path(qa.video).name)})
+            qa.__class__(**{**vars(qa), "video": VideoSource(str(tmp_path / "clips" / Path(qa.video.path).name))})
             for qa in questions(healthy)
         ]
     )

@@ -117,7 +117,7 @@ def test_the_quick_start_runs_as_it_stands(
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "run" / "policy" / "README.md").read_text(), re.DOTALL)
     assert f'checkpoint = "{tmp_path / "run" / "policy"}"' in code
     assert "appo" not in code.replace(str(tmp_path), ""), "transformers is all it takes"
-    (tmp_path / "video.mp4").write_bytes(Path(clips(world)[0].video).read_bytes())
+    (tmp_path / "video.mp4").write_bytes(Path(clips(world)[0].video.path).read_bytes())
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     names: dict[str, Any] = {}

@@ -26,7 +26,7 @@ def test_video_image_and_text_prompts_train_in_one_batch(tmp_path, questions):
     """SEED-Bench-R1 has an image beside the video, and rows with an image only; text-only rows may be mixed in."""
     image = tmp_path / "image.png"
     Image.new("RGB", (70, 56), (200, 30, 30)).save(image)
-    video, picture = {"type": "video", "video": questions[0].video}, {"type": "image", "image": str(image)}
+    video, picture = {"type": "video", "video": questions[0].video.path}, {"type": "image", "image": str(image)}
     prompts = [prompt_of(video, picture), prompt_of(picture), prompt_of(video), prompt_of()]
     dataset = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     runs = {}
@@ -51,7 +51,7 @@ def test_a_text_only_rollout_is_never_joined_by_a_video(tmp_path, questions):
     def flat(completions, **kwargs):
         return [0.0] * len(completions)
 
-    rows = [{"prompt": prompt_of({"type": "video", "video": q.video})} for q in questions[:2]]
+    rows = [{"prompt": prompt_of({"type": "video", "video": q.video.path})} for q in questions[:2]]
     dataset = Dataset.from_list([*rows, {"prompt": prompt_of()}, {"prompt": prompt_of()}])
     settings = {"max_resampling_rounds": 2, "max_steps": 4, "gradient_accumulation_steps": 1, "overlong_cache": 0}
     trainer = make_trainer(tmp_path, dataset, rewards=flat, method="dapo", **settings)

@@ -17,12 +17,13 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from appo.data import load
+from appo.data.table import PART
 from appo.rewards.templates import build_messages
 from appo.rollout.generation import VideoCache, encode_prompt, video_sources
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.video.frame_sampling import Timeline
 from appo.video.pyav_reader import read_timeline
-from appo.video.reader import ClipError, FrameSampling, TooFewFramesError, VideoError, VideoSource, read_video
+from appo.video.reader import ClipError, FrameSampling, TooFewFramesError, VideoError, read_video
 from appo.world import build_policy
 from tests.support import clips
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -167,8 +168,8 @@ def test_a_variable_rate_is_measured_within_the_clip(tmp_path: Path) -> None:
 # --- what the model is told --------------------------------------------------------------------------------------
 
 
-def messages_of(path: str, **metadata: Any) -> list[dict[str, Any]]:
-    return build_messages(VideoQA("id", path, "?", "yes", "word", metadata=metadata), instruction="")
+def messages_of(path: str, *clip: float) -> list[dict[str, Any]]:
+    return build_messages(VideoQA("id", VideoSource(path, *clip), "?", "yes", "word"), instruction="")
 
 
 def encoded(processor: Any, messages: list[dict[str, Any]], sampling: FrameSampling) -> Any:
@@ -186,7 +187,7 @@ def encoded(processor: Any, messages: list[dict[str, Any]], sampling: FrameSampl
 )
 def test_seconds_per_grid_of_qwen2_5_vl(ten_a_second: str, clip: list[float], frames: int, seconds: float) -> None:
     processor = build_policy(0)[1]
-    inputs, _ = encoded(processor, messages_of(ten_a_second, clip=clip), FrameSampling(2, 16, 4))
+    inputs, _ = encoded(processor, messages_of(ten_a_second, *clip), FrameSampling(2, 16, 4))
     assert inputs["video_grid_thw"][0, 0] == frames // 2
     assert inputs["second_per_grid_ts"].tolist() == pytest.approx([seconds])
 
@@ -197,11 +198,11 @@ def test_timestamps_of_qwen3_vl_count_from_the_start_of_the_clip(ten_a_second: s
     processor = Qwen3VLProcessor(
         words.image_processor, byte_tokenizer(), Qwen3VLVideoProcessor(size=size), chat_template=words.chat_template
     )
-    inputs, cache = encoded(processor, messages_of(ten_a_second, clip=[3, 5]), FrameSampling(2, 16, 4))
+    inputs, cache = encoded(processor, messages_of(ten_a_second, 3, 5), FrameSampling(2, 16, 4))
     text = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
     # 20 frames, 4 of them evenly from the first to the last: 0, 6, 13, 19, so (0 + 0.6) / 2 and (1.3 + 1.9) / 2 s.
     assert [part.split(">")[0] for part in text.split("<")[1:]] == ["0.3 seconds", "1.6 seconds"]
-    assert cache.timestamps(messages_of(ten_a_second, clip=[3, 5])) == pytest.approx((0.3, 1.6))
+    assert cache.timestamps(messages_of(ten_a_second, 3, 5)) == pytest.approx((0.3, 1.6))
 
 
 def test_a_cup_game_is_shown_up_to_its_cut(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_cup_game_is_shown_up_to_its_cut(tmp_path: Path) -> None:
 
 def test_clips_of_one_file_are_different_videos(ten_a_second: str) -> None:
     cache = VideoCache(build_policy(0)[1].video_processor, FrameSampling(2, 16, 4))
-    one, two, all_ = (messages_of(ten_a_second, **kind) for kind in ({"clip": [0, 2]}, {"clip": [2, 5]}, {}))
+    one, two, all_ = (messages_of(ten_a_second, *clip) for clip in ((0, 2), (2, 5), ()))
     read = [cache.read(video_sources(messages)[0]) for messages in (one, two, all_, one)]
     assert [video.total_frames for video in read] == [20, 30, 50, 20]
     assert read[0] is read[3]
@@ -262,6 +263,21 @@ def test_bad_clips_have_their_errors(
 def test_a_rate_that_is_none(rate: float) -> None:
     with pytest.raises(VideoError, match="frames_fps is"):
         VideoSource("frames", frames_fps=rate)
+
+
+TIMES = st.floats(0, 100) | st.none()
+
+
+@given(st.text(min_size=1), TIMES, TIMES, st.floats(0.1, 60) | st.none())
+def test_a_source_is_the_part_of_a_message_and_back(path, start, seconds, rate) -> None:
+    end = None if seconds is None else (start or 0.0) + seconds + 0.1
+    source = VideoSource(path, start, end, rate)
+    part = source.to_part()
+    assert VideoSource.from_part(part) == source
+    assert VideoSource.from_part({key: part.get(key) for key in PART}) == source, "as Arrow gives it back"
+    assert None not in part.values()
+    assert set(part) <= set(PART)
+    assert (source.whole.is_whole, source.whole.path, source.whole.frames_fps) == (True, path, rate)
 
 
 def test_a_source_in_words() -> None:

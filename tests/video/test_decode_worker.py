@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from appo.rollout.generation import VideoCache
+from appo.types import VideoSource
 from appo.video import decode_worker as decoder_module
 from appo.video import reader as video
 from appo.video.decode_worker import Decoder
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import CorruptVideoError, FrameSampling, MissingVideoError, VideoSource, read_video
+from appo.video.reader import CorruptVideoError, FrameSampling, MissingVideoError, read_video
 from appo.world import build_policy
 from tests.support import clips
 from tests.support.stand_ins import own_process, stuck_take, unguarded
@@ -93,7 +94,7 @@ def test_a_script_without_a_guard_is_not_run_twice(tmp_path) -> None:
     """What multiprocessing does to a main module that does all its work at the top."""
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from appo.video.decode_worker import Decoder\nfrom appo.video.frame_sampling import VideoSource\n"
+        "from appo.video.decode_worker import Decoder\nfrom appo.types import VideoSource\n"
         "from tests.support.stand_ins import unguarded\n"
         "print('begun', Decoder(60.0)(unguarded, VideoSource('a.mp4')))\n"
     )

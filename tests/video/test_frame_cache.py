@@ -18,9 +18,10 @@ from PIL import Image
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from appo.rollout.generation import VideoCache
+from appo.types import VideoSource
 from appo.video import frame_cache
 from appo.video.frame_cache import FrameCache, key_of
-from appo.video.reader import FrameSampling, MissingVideoError, SampledVideo, VideoSource, read_video
+from appo.video.reader import FrameSampling, MissingVideoError, SampledVideo, read_video
 from tests.support import clips
 from tests.support.runs import clips as spotlight_clips
 from tests.support.runs import make_trainer, rows_of
@@ -170,8 +171,8 @@ def test_a_damaged_entry_is_decoded_again_and_replaced(tmp_path: Path, processor
 
 WRITER = """
 import sys
+from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import VideoSource
 folder, key = sys.argv[1:]
 cache = FrameCache(folder)
 video = cache._load(key, VideoSource("v"))

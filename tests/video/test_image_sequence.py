@@ -14,7 +14,7 @@ from PIL import Image
 from appo.data import load
 from appo.rewards.templates import build_messages
 from appo.rollout.generation import VideoCache, encode_prompt, video_sources
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.video.image_sequence import list_pictures
 from appo.video.reader import (
     ClipError,
@@ -24,7 +24,6 @@ from appo.video.reader import (
     MissingVideoError,
     TooFewFramesError,
     VideoError,
-    VideoSource,
     read_video,
 )
 from appo.world import build_policy
@@ -270,5 +269,5 @@ def test_a_clip_behind_the_last_picture(tmp_path: Path) -> None:
 
 
 def test_messages_say_what_is_a_folder() -> None:
-    question = VideoQA("id", "frames", "?", "yes", "word", metadata={"frames_fps": 3, "clip": [1, 2]})
+    question = VideoQA("id", VideoSource("frames", 1.0, 2.0, 3.0), "?", "yes", "word")
     assert video_sources(build_messages(question)) == [VideoSource("frames", 1.0, 2.0, 3.0)]

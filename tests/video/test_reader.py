@@ -13,10 +13,10 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from appo.types import VideoSource
 from appo.video.reader import (
     FrameSampling,
     SampledVideo,
-    VideoSource,
     lm_frame_timestamps,
     read_video,
 )

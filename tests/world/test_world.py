@@ -104,10 +104,10 @@ def test_every_event_is_in_the_file_when_it_is_said_to_be(clips, policy, level):
             second = np.array(video.timestamps_T).astype(int)
             assert (pixels[second == event["second"]] > 250).all(), (qa.id, event)
             assert (pixels[second != event["second"]] < 60).all(), (qa.id, event)
-        spans = {(float(frame), frame + 1.0) for frame in qa.metadata["event_frames"]}
+        spans = {(float(frame), frame + 1.0) for frame in qa.event_frames}
         assert set(qa.spans) == spans
         asked = qa.metadata["events"][qa.metadata["asked"]]
-        assert asked["second"] in qa.metadata["event_frames"]
+        assert asked["second"] in qa.event_frames
         assert qa.answer in {asked["shape"], asked["colour"], str(asked["second"])}
 
 

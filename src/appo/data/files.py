@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -109,9 +108,9 @@ def joined(found: Iterator[Row], more: Callable[[Row], Mapping[str, Any]]) -> It
     for row in found:
         if row.fault is None:
             try:
-                row = replace(row, fields={**row.fields, **more(row)})
+                row = Row(row.place, {**row.fields, **more(row)}, row.index)
             except RowError as error:
-                row = replace(row, fields={}, fault=error)
+                row = Row(row.place, index=row.index, fault=error)
         yield row
 
 

@@ -12,7 +12,8 @@ LISTED_AFTER = 8  # files asked for in a folder before it is listed: one listing
 
 def media_of(question: VideoQA) -> list[tuple[str, bool]]:
     """The paths that a question shows, each with whether it is a folder of frames."""
-    shown = [(question.video, "frames_fps" in question.metadata)] if question.video else []
+    video = question.video
+    shown = [(video.path, video.frames_fps is not None)] if video else []
     return [*shown, (question.image, False)] if question.image else shown
 
 

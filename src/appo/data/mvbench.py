@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from appo.data.choices import letter_of
+from appo.data.benchmark import Benchmark
 from appo.data.files import is_file, join, rows_of_file, stem
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 # Where each task's videos lie under the release's video folder, as in the official evaluation notebook.
 FOLDERS = {
@@ -37,40 +37,45 @@ FOLDERS = {
     "episodic_reasoning": "tvqa/frames_fps3_hq",
     "counterfactual_inference": "clevrer/video_validation",
 }
-SPLITS = tuple(FOLDERS)
 FRAME_FOLDERS = {"episodic_reasoning": 3.0}  # frames per second
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """One task's file, or all 20 of a folder (a split takes one), each row with its ``task``."""
-    files = [annotations] if is_file(annotations) else [join(annotations, f"{task}.json") for task in FOLDERS]
-    for path in files:
-        task = stem(path)
-        if task not in FOLDERS:
-            raise ValueError(f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}")
-        if split in (None, task):
-            try:
-                for row in rows_of_file(path):
-                    yield row if row.fault else replace(row, fields={**row.fields, "task": task})
-            except OSError as error:  # the other tasks can be read
-                yield Row(path, fault=error)
+class MVBench(Benchmark):
+    """MVBench: the accuracy, overall and by task."""
 
+    name = "mvbench"
+    splits = tuple(FOLDERS)
+    part_fields = ("task",)
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One row; its letter is that of the candidate with the answer's text."""
-    task, options = row.text("task"), row.texts("candidates")
-    metadata: dict[str, object] = {"task": task}
-    if "start" in row.fields or "end" in row.fields:
-        (span,) = row.spans("start, end", [[row.number("start"), row.number("end")]])
-        metadata["clip"] = list(span)
-    if task in FRAME_FOLDERS:
-        metadata["frames_fps"] = FRAME_FOLDERS[task]
-    return VideoQA(
-        id=f"{task}/{row.index}",
-        video=join(videos, f"{FOLDERS[task]}/{row.text('video')}"),
-        question=row.text("question"),
-        answer=letter_of(row, "answer", options),
-        kind="letter",
-        options=options,
-        metadata=metadata,
-    )
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """One task's file, or all 20 of a folder (a split takes one), each row with its ``task``."""
+        files = [annotations] if is_file(annotations) else [join(annotations, f"{task}.json") for task in FOLDERS]
+        for path in files:
+            task = stem(path)
+            if task not in FOLDERS:
+                raise ValueError(
+                    f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}"
+                )
+            if split in (None, task):
+                try:
+                    for row in rows_of_file(path):
+                        yield row if row.fault else replace(row, fields={**row.fields, "task": task})
+                except OSError as error:  # the other tasks can be read
+                    yield Row(path, fault=error)
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One row; its letter is that of the candidate with the answer's text."""
+        task, options = row.text("task"), row.texts("candidates")
+        start = end = None
+        if "start" in row.fields or "end" in row.fields:
+            start, end = row.clip("start, end", [row.number("start"), row.number("end")])
+        path = join(videos, f"{FOLDERS[task]}/{row.text('video')}")
+        return VideoQA(
+            id=f"{task}/{row.index}",
+            video=VideoSource(path, start, end, FRAME_FOLDERS.get(task)),
+            question=row.text("question"),
+            answer=row.letter_of("answer", options),
+            kind="letter",
+            options=options,
+            metadata={"task": task},
+        )

@@ -8,42 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appo.data.choices import five_options, letter_at
-from appo.data.files import exists, file_in, join, joined, parent, read_object, rows_of_file
+from appo.data.benchmark import Benchmark
+from appo.data.files import exists, join, joined, parent, read_object, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
-SPLITS = ("train", "val", "test")
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 VIDEO_MAP = "map_vid_vidorID.json"
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The csv (in a folder ``{split}.csv``), each row with the ``file`` of its video."""
-    path = csv_file(annotations, split)
-    return with_video_files(rows_of_file(path), parent(path), "video")
+class NextQA(Benchmark):
+    """NExT-QA: the accuracy, overall, by group and by type."""
+
+    name = "nextqa"
+    splits = ("train", "val", "test")
+    part_order = ("C", "T", "D", "CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")
+
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """The csv (in a folder ``{split}.csv``), each row with the ``file`` of its video."""
+        path = self.split_file(annotations, "{split}.csv", split)
+        return with_video_files(rows_of_file(path), parent(path), "video")
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One line of the csv."""
+        options = five_options(row)
+        return VideoQA(
+            id=f"{row.text('video')}_{row.text('qid')}",
+            video=VideoSource(join(videos, row.text("file"))),
+            question=row.text("question"),
+            answer=row.letter_at("answer", options),
+            kind="letter",
+            options=options,
+            metadata={"type": row.text("type"), "group": question_group(row, "type")},
+        )
+
+    def parts(self, question: VideoQA) -> list[str]:
+        """Group, type, and for TP also TN, which it counts as."""
+        kind = str(question.metadata["type"])
+        return [kind[0], kind, *(["TN"] if kind == "TP" else [])]
 
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One line of the csv."""
-    options = five_options(row)
-    return VideoQA(
-        id=f"{row.text('video')}_{row.text('qid')}",
-        video=join(videos, row.text("file")),
-        question=row.text("question"),
-        answer=letter_at(row, "answer", options),
-        kind="letter",
-        options=options,
-        metadata={"type": row.text("type"), "group": question_group(row, "type")},
-    )
-
-
-def csv_file(annotations: str, split: str | None) -> str:
-    """The csv itself, or the one of a split in a folder."""
-    path = file_in(annotations, f"{split}.csv")
-    if path != annotations and split is None:
-        raise ValueError(f"{annotations} is a folder: name the split ({', '.join(SPLITS)}), or give the csv itself")
-    return path
+def five_options(row: Row) -> tuple[str, ...]:
+    """The columns a0 to a4 of NExT-QA and NExT-GQA."""
+    return tuple(row.text(f"a{index}") for index in range(5))
 
 
 def with_video_files(found: Iterator[Row], folder: str, column: str) -> Iterator[Row]:

@@ -10,27 +10,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from appo.data.choices import letter_at
-from appo.data.files import exists, file_in, join, parent, read_object, stem
+from appo.data.benchmark import Benchmark
+from appo.data.files import exists, join, parent, read_object, stem
 from appo.data.row import Row, RowError
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
-SPLITS = ("train", "valid", "test")
 PREFIX = "mc_question_"
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """One row a question, each with its ``video_id`` and, where it is cut, ``clip``."""
-    path = file_in(annotations, f"{PREFIX}{split}.json")
-    if path != annotations and split is None:
-        raise ValueError(f"{annotations} is a folder: name the split ({', '.join(SPLITS)}), or give the file itself")
-    cuts = _cuts(path, split)
-    for video_id, fields in read_object(path).items():
-        video = Row(f"{path}, video {video_id}", fields if isinstance(fields, dict) else {})
-        try:
-            yield from _asked(video, video_id, cuts.get(video_id, -1))
-        except RowError as error:
-            yield Row(video.place, fault=error)
+class PerceptionTest(Benchmark):
+    """Perception Test: the accuracy, overall, by area and by type of reasoning."""
+
+    name = "perception-test"
+    splits = ("train", "valid", "test")
+    part_fields = ("area", "reasoning")
+
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """One row a question, each with its ``video_id`` and, where it is cut, the ``end`` of what is shown."""
+        path = self.split_file(annotations, PREFIX + "{split}.json", split)
+        cuts = _cuts(path, split)
+        for video_id, fields in read_object(path).items():
+            video = Row(f"{path}, video {video_id}", fields if isinstance(fields, dict) else {})
+            try:
+                yield from _asked(video, video_id, cuts.get(video_id, -1))
+            except RowError as error:
+                yield Row(video.place, fault=error)
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One question about one video."""
+        options = row.texts("options")
+        end = row.fields["end"]
+        return VideoQA(
+            id=f"{row.text('video_id')}/{row.text('id')}",
+            video=VideoSource(join(videos, f"{row.text('video_id')}.mp4"), None if end is None else 0.0, end),
+            question=row.text("question"),
+            answer=row.letter_at("answer_id", options),
+            kind="letter",
+            options=options,
+            metadata=row.metadata("area", "reasoning", "tag", "duration"),
+        )
 
 
 def _asked(video: Row, video_id: str, cut: object) -> list[Row]:
@@ -38,28 +56,14 @@ def _asked(video: Row, video_id: str, cut: object) -> list[Row]:
     asked = video.value("mc_question")
     if not isinstance(asked, list):
         raise video.error("`mc_question` is no list of questions", "write [{id, question, options, ...}]")
-    seconds, clip = _seconds(video), _clip(video, cut)
+    seconds, end = _seconds(video), _end(video, cut)
     rows = [Row(f"{video.place}, mc_question {index}", index=index) for index in range(len(asked))]
     return [
-        replace(row, fields={**one, "video_id": video_id, "clip": clip, "duration": seconds})
+        replace(row, fields={**one, "video_id": video_id, "end": end, "duration": seconds})
         if isinstance(one, dict)
         else row.faulty(f"holds a {type(one).__name__}", "write an object {id, question, options, ...}")
         for row, one in zip(rows, asked, strict=True)
     ]
-
-
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One question about one video."""
-    options = row.texts("options")
-    return VideoQA(
-        id=f"{row.text('video_id')}/{row.text('id')}",
-        video=join(videos, f"{row.text('video_id')}.mp4"),
-        question=row.text("question"),
-        answer=letter_at(row, "answer_id", options),
-        kind="letter",
-        options=options,
-        metadata=row.metadata("area", "reasoning", "tag", "clip", "duration"),
-    )
 
 
 def _cuts(path: str, split: str | None) -> dict[str, object]:
@@ -71,15 +75,15 @@ def _cuts(path: str, split: str | None) -> dict[str, object]:
     return read_object(cut_path)
 
 
-def _clip(video: Row, cut: object) -> list[float] | None:
-    """[0, seconds of the frame that the video is cut at], or None."""
+def _end(video: Row, cut: object) -> float | None:
+    """Seconds of the frame that the video is cut at, or None."""
     frame = Row(video.place, {"cut_frame_mapping": cut}).number("cut_frame_mapping")
     if frame <= 0:
         return None
     rate = _metadata(video).number("frame_rate")
     if rate <= 0:
         raise video.error(f"`frame_rate` is {rate}", "write the frames per second of the video")
-    return [0.0, frame / rate]
+    return frame / rate
 
 
 def _seconds(video: Row) -> float | None:

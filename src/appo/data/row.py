@@ -1,9 +1,9 @@
-"""One row of an annotation file: where it stands, getters that name what it lacks, sorts of faults."""
+"""One row of an annotation file: where it stands, getters that name what it lacks, letters of options."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 UNREADABLE, DUPLICATE = "unreadable row", "duplicate"
 OUT_OF_RANGE, NO_OPTION = "answer out of range", "options without the answer"
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options
 LONGEST = 1000  # characters of a message; what is in the middle of a longer one is left out
 
 
@@ -86,6 +87,46 @@ class Row:
             if end < start:
                 raise self.error(f"`{name}` has a span from {start} to {end} seconds", "put its start before its end")
         return spans
+
+    def clip(self, name: str, pair: Any = None) -> tuple[float, float]:
+        """(start, end) seconds of the part of a video that is shown, of a field or given."""
+        ((start, end),) = self.spans(name, [self.value(name) if pair is None else pair])
+        if start == end:
+            raise self.error(f"`{name}` is {[start, end]}, which is no time", "write [start, end] seconds")
+        return start, end
+
+    def event_frames(self) -> tuple[int, ...] | None:
+        """The frame indices that ``event_frames`` in the ``metadata`` lists; None where it is not there."""
+        frames = self.part("metadata").fields.get("event_frames")
+        if frames is None:
+            return None
+        if not isinstance(frames, list) or any(type(frame) is not int for frame in frames):
+            raise self.error(f"`event_frames` in `metadata` is {frames!r}", "write a list of frame indices")
+        return tuple(frames)
+
+    def part(self, name: str) -> Row:
+        """The object in a field as a row of its own, so that what it lacks is named as well; {} where there is none."""
+        fields = self.fields.get(name) or {}
+        if not isinstance(fields, dict):
+            raise self.error(f"`{name}` is {fields!r}", "write an object {...}")
+        return replace(self, fields=fields)
+
+    def letter_at(self, name: str, options: Sequence[str]) -> str:
+        """The letter of an answer given as an index from 0."""
+        number = self.number(name)
+        if number not in range(min(len(options), len(LETTERS))):
+            fix = f"give the index of an option, 0 to {len(options) - 1}"
+            raise self.error(f"`{name}` is {self.value(name)!r}", fix, OUT_OF_RANGE)
+        return LETTERS[int(number)]
+
+    def letter_of(self, name: str, options: Sequence[str]) -> str:
+        """The letter of an answer given as the text of an option."""
+        text = self.text(name).strip()
+        stripped = [option.strip() for option in options]
+        if text not in stripped[: len(LETTERS)]:
+            problem = f"`{name}` is {text!r}, none of the options {list(options)!r}"
+            raise self.error(problem, "correct one of the two", NO_OPTION)
+        return LETTERS[stripped.index(text)]
 
     def metadata(self, *names: str) -> dict[str, Any]:
         """Those of the named fields that the row has."""

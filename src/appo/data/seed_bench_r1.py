@@ -10,56 +10,61 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from appo.data.choices import LETTERS
+from appo.data.benchmark import Benchmark
 from appo.data.files import is_file, join, rows_of_file
-from appo.data.row import OUT_OF_RANGE, Row
-from appo.types import VideoQA
+from appo.data.row import LETTERS, OUT_OF_RANGE, Row
+from appo.types import VideoQA, VideoSource
 
-SPLITS = ("train", "L1", "L2", "L3")
 DRAWN = 3  # wrong answers shown in training
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """JSON lines; the file itself is given, for its name differs from release to release."""
-    if not is_file(annotations):
-        raise ValueError(f"{annotations}: give the annotation file itself, e.g. annotations/training.jsonl")
-    return rows_of_file(annotations)
+class SeedBenchR1(Benchmark):
+    """SEED-Bench-R1: the accuracy, overall and by level where the split is named."""
 
+    name = "seed-bench-r1"
+    splits = ("train", "L1", "L2", "L3")
+    part_fields = ("split",)
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One row, of either form."""
-    validates = "golden_choice_idx" in row.fields
-    if split and (split == "train") == validates:
-        kind = "a validation" if validates else "a training"
-        raise row.error(f"this is {kind} row, but split is {split!r}", "give the file of that split")
-    if validates:
-        options = tuple(row.text(f"choice_{letter}") for letter in "abcd")
-        answer = row.text("golden_choice_idx").strip().upper()
-        if answer not in LETTERS[:4] or len(answer) != 1:
-            raise row.error(f"`golden_choice_idx` is {answer!r}", "write A, B, C or D", OUT_OF_RANGE)
-    else:
-        options, answer = draw_options(row)
-    source = row.text("video_source")
-    progress = row.fields.get("task_progress_metadata")
-    if not isinstance(progress, list):
-        raise row.error(f"`task_progress_metadata` is {progress!r}", "write a list, [] where there is no video")
-    more = row.metadata("video_id", "task_goal", "video_source", "task_progress_metadata")
-    return VideoQA(
-        id=row.text("sample_id"),
-        video=join(videos, f"videos/{source}/{row.text('video_basename')}") if progress else "",
-        image=join(videos, f"images/{source}/{row.text('current_observation_basename')}"),
-        question=row.text("question"),
-        answer=answer,
-        kind="letter",
-        options=options,
-        metadata=more | ({"split": split} if split else {}),
-    )
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """JSON lines; the file itself is given, for its name differs from release to release."""
+        if not is_file(annotations):
+            raise ValueError(f"{annotations}: give the annotation file itself, e.g. annotations/training.jsonl")
+        return rows_of_file(annotations)
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One row, of either form."""
+        validates = "golden_choice_idx" in row.fields
+        if split and (split == "train") == validates:
+            kind = "a validation" if validates else "a training"
+            raise row.error(f"this is {kind} row, but split is {split!r}", "give the file of that split")
+        if validates:
+            options = tuple(row.text(f"choice_{letter}") for letter in "abcd")
+            answer = row.text("golden_choice_idx").strip().upper()
+            if answer not in LETTERS[:4] or len(answer) != 1:
+                raise row.error(f"`golden_choice_idx` is {answer!r}", "write A, B, C or D", OUT_OF_RANGE)
+        else:
+            options, answer = draw_options(row)
+        source = row.text("video_source")
+        progress = row.fields.get("task_progress_metadata")
+        if not isinstance(progress, list):
+            raise row.error(f"`task_progress_metadata` is {progress!r}", "write a list, [] where there is no video")
+        more = row.metadata("video_id", "task_goal", "video_source", "task_progress_metadata")
+        return VideoQA(
+            id=row.text("sample_id"),
+            video=VideoSource(join(videos, f"videos/{source}/{row.text('video_basename')}")) if progress else None,
+            image=join(videos, f"images/{source}/{row.text('current_observation_basename')}"),
+            question=row.text("question"),
+            answer=answer,
+            kind="letter",
+            options=options,
+            metadata=more | ({"split": split} if split else {}),
+        )
 
 
 def draw_options(row: Row) -> tuple[tuple[str, ...], str]:
     """The right answer among 3 drawn wrong ones, and its letter; the same for a sample in every run.
 
-    Source: ours. SEED-Bench-R1 draws anew at each start; a seed of the sample makes runs comparable.
+    Source: not in the paper. SEED-Bench-R1 draws anew at each start; a seed of the sample makes runs comparable.
     """
     right = row.text("answer")
     wrong = [text for text in dict.fromkeys(row.texts("negative_answers")) if text != right]

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from appo.data.benchmark import Benchmark
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
-
-SPLITS = ()
+from appo.types import VideoQA, VideoSource
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The JSON lines; in a folder ``annotations.jsonl``."""
-    return rows_of_file(file_in(annotations, "annotations.jsonl"))
+class Spotlight(Benchmark):
+    """The embedded world: the accuracy, overall and by level."""
 
+    name = "spotlight"
+    kinds = ("word",)
+    part_fields = ("level",)
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One clip's question."""
-    metadata = row.value("metadata")
-    if not isinstance(metadata, dict):
-        raise row.error(f"`metadata` is {metadata!r}", "write an object, as `appo.world.generate` does")
-    return VideoQA(
-        id=row.text("id"),
-        video=join(videos, row.text("video")),
-        question=row.text("question"),
-        answer=row.text("answer"),
-        kind="word",
-        spans=row.spans("event_spans"),
-        metadata=metadata,
-    )
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """The JSON lines; in a folder ``annotations.jsonl``."""
+        return rows_of_file(file_in(annotations, "annotations.jsonl"))
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One clip's question."""
+        row.value("metadata")
+        metadata = row.part("metadata").fields
+        return VideoQA(
+            id=row.text("id"),
+            video=VideoSource(join(videos, row.text("video"))),
+            question=row.text("question"),
+            answer=row.text("answer"),
+            kind="word",
+            spans=row.spans("event_spans"),
+            event_frames=row.event_frames(),
+            metadata={name: value for name, value in metadata.items() if name != "event_frames"},
+        )

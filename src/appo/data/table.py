@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from appo.rewards.templates import INSTRUCTIONS, build_messages
-from appo.types import VideoQA
+from appo.types import CLIP_KEYS, VideoQA
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000  # rows that exist as Python objects at the same time
 PLAIN = ("answer", "kind", "response_format", "id", "question", "metadata")  # columns of one text a row
 TEXTS = ("type", "video", "image", "text")
-PART = (*TEXTS, "video_start", "video_end", "raw_fps")  # what a part of a message may have
+PART = (*TEXTS, *CLIP_KEYS)  # what a part of a message may have
 _to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
@@ -81,7 +81,7 @@ class _Columns:
         self._parts: dict[str, list[Any]] = {name: [] for name in PART}
         self._options: list[str] = []
         self._seconds: list[float] = []
-        self._event_frames: list[list[int] | None] = []
+        self._event_frames: list[tuple[int, ...] | None] = []
         # Where each row's (or message's) share of a flat list begins; the last is where the next one will.
         self._messages_at, self._parts_at, self._options_at, self._spans_at = [0], [0], [0], [0]
 
@@ -103,7 +103,7 @@ class _Columns:
         for span in question.spans:
             self._seconds += span
         self._spans_at.append(len(self._seconds) // 2)
-        self._event_frames.append(question.metadata.get("event_frames"))
+        self._event_frames.append(question.event_frames)
 
     def batch(self, schema: Any) -> Any:
         """The rows as Arrow's record batch."""

@@ -14,16 +14,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from appo.data import answer_fault, media_folder, read_each
 from appo.data.files import join
+from appo.data.loading import get_benchmark, media_folder, read_each
 from appo.data.media import MediaFiles, media_of
 from appo.data.relocating import PathFix, find_fix
 from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, Row, RowError
 from appo.files import atomic_write
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 from appo.video.caching import Keeping, keep
-from appo.video.probing import BAD_IMAGE, LIMIT, MISSING, OUTSIDE, TOO_SHORT, UNDECODABLE, Clip, Media, Probe, probe
-from appo.video.reader import VideoSource
+from appo.video.probing import (
+    BAD_IMAGE,
+    LIMIT,
+    MISSING,
+    OUTSIDE,
+    TOO_SHORT,
+    UNDECODABLE,
+    ImageFile,
+    Media,
+    Probe,
+    probe,
+)
 from appo.video.workers import Lost, run_tasks
 
 DURATION = "mismatched duration"
@@ -51,12 +61,12 @@ class Fault:
 
 
 class Use(NamedTuple):
-    """What a row says about the video that it shows: (start, end) seconds, and how long the whole is."""
+    """What a row shows of a file: the spans in which the answer is seen, and how long the whole is said to be."""
 
     place: str
-    spans: tuple[tuple[float, float], ...]
-    clip: Clip | None
-    seconds: float | None
+    shown: Media
+    spans: tuple[tuple[float, float], ...] = ()
+    seconds: float | None = None
 
 
 @dataclass
@@ -114,7 +124,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
     Raises:
         ValueError, OSError: as :func:`appo.data.read_each`: there is nothing to walk over.
     """
-    found, folder = Survey(), media_folder(annotations, videos)
+    found, folder, dataset = Survey(), media_folder(annotations, videos), get_benchmark(name)
     place_of_id: dict[str, str] = {}
     place_of_content: dict[int, str] = {}
     for row, question in read_each(name, annotations, videos, split):
@@ -125,7 +135,7 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
             continue
         _note_media(found, row.place, question)
         _note_written(found, row, question, folder)
-        if fault := answer_fault(row, question):
+        if fault := dataset.answer_fault(row, question):
             found.faults.append(Fault(fault.category, str(fault), (row.place,)))
         same_id = place_of_id.setdefault(question.id, row.place)
         same = place_of_content.setdefault(_content(question), row.place)
@@ -139,22 +149,17 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
 
 
 def _content(question: VideoQA) -> int:
-    clip = tuple(question.metadata.get("clip") or ())
-    shown = question.video, question.image, clip
-    return hash((shown, question.question, question.answer, question.options))
+    return hash((question.video, question.image, question.question, question.answer, question.options))
 
 
 def _note_media(found: Survey, place: str, question: VideoQA) -> None:
-    metadata = question.metadata
     if question.video:
-        clip = metadata.get("clip")
-        stated = metadata.get("duration")
+        stated = question.metadata.get("duration")
         seconds = float(stated) if isinstance(stated, (int, float)) and not isinstance(stated, bool) else None
-        media = Media(question.video, frames_fps=float(metadata["frames_fps"]) if metadata.get("frames_fps") else None)
-        shown = (float(clip[0]), float(clip[1])) if clip else None
-        found.uses[media].append(Use(place, question.spans, shown, seconds))
+        found.uses[question.video.whole].append(Use(place, question.video, question.spans, seconds))
     if question.image:
-        found.uses[Media(question.image, is_image=True)].append(Use(place, (), None, None))
+        image = ImageFile(question.image)
+        found.uses[image].append(Use(place, image))
 
 
 def _note_written(found: Survey, row: Row, question: VideoQA, folder: str) -> None:
@@ -174,15 +179,16 @@ def split_missing(uses: Iterable[Media]) -> tuple[list[Media], list[Media]]:
     gone: list[Media] = []
     for media in uses:
         # What is there but no plain file (a folder, a link that leads nowhere) is opened, which says what it is.
-        found = files.has(media.path, media.frames_fps is not None) or os.path.lexists(media.path)
+        is_folder = isinstance(media, VideoSource) and media.frames_fps is not None
+        found = files.has(media.path, is_folder) or os.path.lexists(media.path)
         (there if found else gone).append(media)
     return there, gone
 
 
 def missing_fault(media: Media, uses: Sequence[Use]) -> Fault:
     """The fault of a file that is not there."""
-    what = "image" if media.is_image else "folder" if media.frames_fps else "video"
-    category = BAD_IMAGE if media.is_image else MISSING
+    what = "image" if isinstance(media, ImageFile) else "folder" if media.frames_fps else "video"
+    category = BAD_IMAGE if isinstance(media, ImageFile) else MISSING
     problem = f"there is no {what} {media.path}; check --videos, the folder that paths start from"
     return _file_fault(category, problem, media, uses)
 
@@ -191,24 +197,24 @@ def probe_all(
     files: Sequence[Media], uses: Mapping[Media, Sequence[Use]], quick: bool, workers: int
 ) -> Iterator[tuple[Media, Probe]]:
     """Decode every file, as they come; one that hangs or crashes the decoder has that as its problem."""
-    tasks = ((media, tuple({use.clip for use in uses[media] if use.clip}), quick) for media in files)
+    tasks = ((media, _sources(uses[media]), quick) for media in files)
     for (media, *_), result in run_tasks(probe, tasks, min(workers, max(1, len(files))), LIMIT):
         if isinstance(result, Lost):
             problem = f"{media.path}: cannot be decoded ({result.reason}); download it again, or leave its rows out"
-            result = Probe(category=BAD_IMAGE if media.is_image else UNDECODABLE, problem=problem)
+            result = Probe(category=BAD_IMAGE if isinstance(media, ImageFile) else UNDECODABLE, problem=problem)
         yield media, result
 
 
 def judge(media: Media, found: Probe, uses: Sequence[Use]) -> list[Fault]:
     """What is wrong with a file and with what its rows say about it."""
     if found.category:
-        category = BAD_IMAGE if media.is_image else found.category
+        category = BAD_IMAGE if isinstance(media, ImageFile) else found.category
         return [_file_fault(category, found.problem, media, uses)]
     faults = []
-    bad_clips = {clip: (category, problem) for clip, category, problem in found.bad_clips}
+    bad_clips = {source: (category, problem) for source, category, problem in found.bad_clips}
     for use in uses:
-        if use.clip in bad_clips:
-            category, problem = bad_clips[use.clip]
+        if use.shown in bad_clips:
+            category, problem = bad_clips[use.shown]
             faults.append(_file_fault(category, problem, media, [use]))
         elif problem := _outside(use, found.seconds):
             faults.append(_file_fault(OUTSIDE, f"{problem} of {media.path}; correct the row", media, [use]))
@@ -230,21 +236,22 @@ def tolerance(seconds: float) -> float:
 
 def _outside(use: Use, seconds: float) -> str:
     """Which clip of a row is not within a video of this length, or which span not within what is shown of it, or ""."""
-    if use.clip and use.clip[1] > seconds + tolerance(seconds):
-        return f"the clip [{use.clip[0]:g}, {use.clip[1]:g}] s is not within the {seconds:.2f} s"
-    shown = min(use.clip[1], seconds) - use.clip[0] if use.clip else seconds  # spans count from where a clip starts
+    video = use.shown
+    if isinstance(video, ImageFile):
+        return ""
+    if video.end is not None and video.end > seconds + tolerance(seconds):
+        return f"{video.clip} is not within the {seconds:.2f} s"
+    # Spans count from where a clip starts.
+    shown = (seconds if video.end is None else min(video.end, seconds)) - (video.start or 0.0)
     for start, end in use.spans:
         if start >= shown or end > shown + tolerance(shown):
             return f"the span [{start:g}, {end:g}] s is not within the {shown:.2f} s that are shown"
     return ""
 
 
-def _sources(media: Media, uses: Sequence[Use]) -> set[VideoSource]:
-    """What is shown of a video, whole or in clips; nothing of an image."""
-    if media.is_image:
-        return set()
-    clips = {use.clip or (None, None) for use in uses}
-    return {VideoSource(media.path, start, end, media.frames_fps) for start, end in clips}
+def _sources(uses: Sequence[Use]) -> list[VideoSource]:
+    """What is shown of a video, whole or in clips, each once; nothing of an image."""
+    return list(dict.fromkeys(use.shown for use in uses if isinstance(use.shown, VideoSource)))
 
 
 def _keep_all(
@@ -253,9 +260,8 @@ def _keep_all(
     """Put what is shown into the cache, as they come; the fault of each that cannot be, None for the others."""
     tasks = ((source, keeping) for source in sources)
     for (source, _), result in run_tasks(keep, tasks, workers, LIMIT):
-        media = Media(source.path, frames_fps=source.frames_fps)
         problem = f"{source.path}: no frames are kept ({result.reason})" if isinstance(result, Lost) else result
-        yield _file_fault(UNDECODABLE, problem, media, uses[media]) if problem else None
+        yield _file_fault(UNDECODABLE, problem, source, uses[source.whole]) if problem else None
 
 
 def _file_fault(category: str, problem: str, media: Media, uses: Sequence[Use]) -> Fault:
@@ -304,7 +310,7 @@ def check(
         tell(done, len(there))
     if keeping:
         bad = {fault.path for fault in faults}
-        shown = [source for media in there if media.path not in bad for source in _sources(media, found.uses[media])]
+        shown = [source for media in there if media.path not in bad for source in _sources(found.uses[media])]
         for done, fault in enumerate(_keep_all(shown, found.uses, keeping, workers), start=1):
             faults += [fault] if fault else []
             tell(done, len(shown))

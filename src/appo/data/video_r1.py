@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from appo.data.benchmark import Benchmark, Measure
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
-SPLITS = ("video", "image")
 KIND_OF = {
     "multiple choice": "letter",
     "numerical": "number",
@@ -25,33 +25,41 @@ KIND_OF = {
 _SOLUTION = re.compile(r"\s*<answer>\s*(.*?)\s*</answer>\s*", re.DOTALL)
 
 
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The JSON list; in a folder ``Video-R1-260k.json``. Rows of no known sort are left for `question` to refuse."""
-    for row in rows_of_file(file_in(annotations, "Video-R1-260k.json")):
-        data_type = row.fields.get("data_type")
-        if split in (None, data_type) or data_type not in SPLITS:
-            yield row
+class VideoR1(Benchmark):
+    """Video-R1-260k: the mean reward of its authors, overall and by type of problem."""
 
+    name = "video-r1"
+    splits = ("video", "image")
+    kinds = tuple(KIND_OF.values())
+    measures = (Measure("score"),)
+    part_fields = ("problem_type",)
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One row; its id is its index in the list, for problem_id may repeat."""
-    data_type = row.value("data_type")
-    if data_type not in SPLITS:
-        raise row.error(f"`data_type` is {data_type!r}", "write video or image")
-    problem_type = row.text("problem_type")
-    if problem_type not in KIND_OF:
-        raise row.error(f"`problem_type` is {problem_type!r}", f"write one of {', '.join(KIND_OF)}")
-    solution = _SOLUTION.fullmatch(row.text("solution"))
-    if not solution or not solution[1]:
-        raise row.error(f"`solution` is {row.value('solution')!r}", "write <answer>...</answer>")
-    is_video, path = data_type == "video", join(videos, row.text("path"))
-    return VideoQA(
-        id=str(row.index),
-        video=path if is_video else "",
-        image="" if is_video else path,
-        question=row.text("problem"),
-        answer=solution[1],
-        kind=KIND_OF[problem_type],
-        options=row.texts("options") if problem_type == "multiple choice" else (),
-        metadata=row.metadata("problem_id", "problem_type", "data_type", "data_source"),
-    )
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """The JSON list; in a folder ``Video-R1-260k.json``. `question` refuses rows of no known sort."""
+        for row in rows_of_file(file_in(annotations, "Video-R1-260k.json")):
+            data_type = row.fields.get("data_type")
+            if split in (None, data_type) or data_type not in self.splits:
+                yield row
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One row; its id is its index in the list, for problem_id may repeat."""
+        data_type = row.value("data_type")
+        if data_type not in self.splits:
+            raise row.error(f"`data_type` is {data_type!r}", "write video or image")
+        problem_type = row.text("problem_type")
+        if problem_type not in KIND_OF:
+            raise row.error(f"`problem_type` is {problem_type!r}", f"write one of {', '.join(KIND_OF)}")
+        solution = _SOLUTION.fullmatch(row.text("solution"))
+        if not solution or not solution[1]:
+            raise row.error(f"`solution` is {row.value('solution')!r}", "write <answer>...</answer>")
+        is_video, path = data_type == "video", join(videos, row.text("path"))
+        return VideoQA(
+            id=str(row.index),
+            video=VideoSource(path) if is_video else None,
+            image="" if is_video else path,
+            question=row.text("problem"),
+            answer=solution[1],
+            kind=KIND_OF[problem_type],
+            options=row.texts("options") if problem_type == "multiple choice" else (),
+            metadata=row.metadata("problem_id", "problem_type", "data_type", "data_source"),
+        )

@@ -9,35 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from appo.data.benchmark import Benchmark, Measure
 from appo.data.files import file_in, join, rows_of_file
 from appo.data.row import Row
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
-SPLITS = ("arkitscenes", "scannet", "scannetpp")
-
-
-def rows(annotations: str, split: str | None) -> Iterator[Row]:
-    """The JSON lines (in a folder ``test.jsonl``); a split takes the rows of one of the three sources."""
-    for row in rows_of_file(file_in(annotations, "test.jsonl")):
-        if split in (None, row.fields.get("dataset")) or not row.fields.get("dataset"):
-            yield row
+TASKS = (
+    "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation",
+    "object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order",
+)  # fmt: skip
 
 
-def question(row: Row, videos: str, split: str | None) -> VideoQA:
-    """One row."""
-    options = row.texts("options") if row.fields.get("options") else ()
-    if not options:
-        row.number("ground_truth")
-    question_type = row.text("question_type")
-    return VideoQA(
-        id=row.text("id"),
-        video=join(videos, f"{row.text('dataset')}/{row.text('scene_name')}.mp4"),
-        question=row.text("question"),
-        answer=row.text("ground_truth"),
-        kind="letter" if options else "mra",
-        options=options,
-        metadata={
-            "task": "object_rel_direction" if question_type.startswith("object_rel_direction") else question_type,
-            **row.metadata("question_type", "dataset", "scene_name"),
-        },
-    )
+class VSIBench(Benchmark):
+    """VSI-Bench: the unweighted mean of its tasks."""
+
+    name = "vsi-bench"
+    splits = ("arkitscenes", "scannet", "scannetpp")
+    kinds = ("letter", "mra")
+    measures = (Measure("score"),)
+    part_fields = ("task",)
+    part_order = TASKS
+
+    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
+        """The JSON lines (in a folder ``test.jsonl``); a split takes the rows of one of the three sources."""
+        for row in rows_of_file(file_in(annotations, "test.jsonl")):
+            if split in (None, row.fields.get("dataset")) or not row.fields.get("dataset"):
+                yield row
+
+    def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
+        """One row."""
+        options = row.texts("options") if row.fields.get("options") else ()
+        if not options:
+            row.number("ground_truth")
+        question_type = row.text("question_type")
+        return VideoQA(
+            id=row.text("id"),
+            video=VideoSource(join(videos, f"{row.text('dataset')}/{row.text('scene_name')}.mp4")),
+            question=row.text("question"),
+            answer=row.text("ground_truth"),
+            kind="letter" if options else "mra",
+            options=options,
+            metadata={
+                "task": "object_rel_direction" if question_type.startswith("object_rel_direction") else question_type,
+                **row.metadata("question_type", "dataset", "scene_name"),
+            },
+        )
+
+    def path(self, question: VideoQA) -> tuple[str, str]:
+        """Task and question type: only object_rel_direction has several types, its levels."""
+        return str(question.metadata["task"]), str(question.metadata["question_type"])

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from appo.data import answerable, read_each
+from appo.data import answerable, asked_format, media_of
 from appo.evaluation.inference import Asking, answer
 from appo.evaluation.predictions import CLIPS, EvaluationFolder, batches
 from appo.evaluation.scoreboard import Progressing
 from appo.evaluation.scorecard import score
-from appo.evaluation.scores import response_format
 from appo.models.loading import fingerprint, load_model, usual_dtype, usual_place
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.rewards.templates import INSTRUCTIONS, PROMPT_VERSION
@@ -111,7 +110,7 @@ def _asking(settings: EvalSettings) -> Asking:
     frames = SAMPLING if world else FrameSampling()
     max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
     fps = frames.fps if settings.fps is None else settings.fps
-    usual = INSTRUCTIONS[response_format(settings.dataset)]
+    usual = INSTRUCTIONS[asked_format(settings.dataset)]
     instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
     return Asking(
         sampling=FrameSampling(fps, max_frames, min(frames.min_frames, max_frames)),
@@ -152,8 +151,8 @@ def questions_of(settings: EvalSettings) -> list[VideoQA]:
         ValueError, OSError: see :func:`appo.data.read`, or one of the above does not hold.
     """
     if settings.annotations is not None:
-        rows = read_each(settings.dataset, settings.annotations, settings.videos, settings.split)
-        questions = [question for _, question in answerable(rows)]
+        rows = answerable(settings.dataset, settings.annotations, settings.videos, settings.split)
+        questions = [question for _, question in rows]
     elif settings.dataset != SPOTLIGHT:
         raise ValueError(f"dataset {settings.dataset} is read from files: give --annotations (and --videos)")
     elif settings.videos is not None or settings.split is not None:
@@ -164,7 +163,7 @@ def questions_of(settings: EvalSettings) -> list[VideoQA]:
         part = f" of split {settings.split!r}" if settings.split else ""
         raise ValueError(f"{settings.annotations}: holds no question{part}")
     chosen = _spaced(questions, settings.limit)
-    media = [Path(path) for question in chosen for path in (question.video, question.image) if path]
+    media = [Path(path) for question in chosen for path, _ in media_of(question)]
     if not any(path.exists() for path in media):
         raise FileNotFoundError(f"none of the videos is there, such as {media[0]}; check --videos, where paths start")
     return chosen

@@ -24,7 +24,7 @@ from appo.rewards.templates import INSTRUCTION, build_messages
 from appo.rollout.generation import VideoCache, encode_prompt, generate, video_sources
 from appo.rollout.token_weights import weigh
 from appo.training.rollout_logger import film_of, group_record
-from appo.types import Group, Sample, VideoQA
+from appo.types import Group, Sample, VideoQA, VideoSource
 from appo.video.reader import FrameSampling
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 
@@ -72,7 +72,7 @@ def inspect_question(
         "question": question.question,
         "answer": question.answer,
         "kind": question.kind,
-        "event_frames": question.metadata.get("event_frames"),
+        "event_frames": question.event_frames and list(question.event_frames),
     }
     names = ["accuracy_reward"] if question.answer else []
     prompt_ids = prompt["input_ids"][0].tolist()
@@ -140,7 +140,8 @@ def inspect_video(asked: Asked) -> SeenRun:
     most = asked.max_frames or usual.max_frames
     sampling = FrameSampling(asked.fps or usual.fps, most, min(usual.min_frames, most))
     kind = "letter" if asked.options else "word"
-    question = VideoQA(Path(asked.video).stem, asked.video, asked.question, asked.answer, kind, asked.options)
+    video = VideoSource(asked.video)
+    question = VideoQA(Path(asked.video).stem, video, asked.question, asked.answer, kind, asked.options)
     gpu = torch.cuda.is_available()
     model, processor = load_model(
         checkpoint_of(asked.model),

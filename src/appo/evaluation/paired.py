@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from appo.data import get_benchmark
 from appo.evaluation.predictions import EvaluationFolder
 from appo.evaluation.scoreboard import Sheet
 from appo.evaluation.scorecard import pair, percent
-from appo.evaluation.scores import Answered, Difference, score_differences, score_of
+from appo.evaluation.scores import Answered, Difference, score_differences
 from appo.reports.jsonl import RecordError
 from appo.types import VideoQA
 
@@ -52,10 +55,15 @@ def _refuse_others(first: Path, second: Path, old: Sequence[VideoQA], new: Seque
             count = f"{len(lonely)} questions are in {path} alone ({some})"
             raise RecordError(f"{count}: evaluate both models on the same questions")
     for question in old:
-        other = by_id[question.id]
-        for name in ("question", "options", "answer", "kind", "spans", "metadata"):
-            if getattr(question, name) != getattr(other, name):
+        other = _without_paths(by_id[question.id])
+        for name, value in _without_paths(question).items():
+            if value != other[name]:
                 raise RecordError(f"question {question.id!r} has another `{name}` in {first} than in {second}")
+
+
+def _without_paths(question: VideoQA) -> dict[str, Any]:
+    """All of a question but where its files lie."""
+    return vars(question) | {"video": question.video and replace(question.video, path=""), "image": ""}
 
 
 def _answered(folder: EvaluationFolder, questions: Sequence[VideoQA]) -> list[Answered]:
@@ -88,5 +96,5 @@ def _won_and_lost(dataset: str, old: Sequence[Answered], new: Sequence[Answered]
 
 
 def _mean(dataset: str, one: Answered) -> float:
-    scores = [score_of(dataset, one.question, text) for text in one.texts]
+    scores = [get_benchmark(dataset).score(one.question, text) for text in one.texts]
     return sum(scores) / max(1, len(scores))

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from appo.files import PART, atomic_write
 from appo.reports.jsonl import RecordError, parse_line
 from appo.reports.run_folder import describe_run
-from appo.types import VideoQA
+from appo.types import VideoQA, VideoSource
 
 EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
 CLIPS = "clips"  # generated ones lie in the folder before anything else does
@@ -101,7 +101,7 @@ class EvaluationFolder:
         Raises:
             RecordError: see `check`; or the folder cannot be written.
         """
-        lines = [_question_line(question) for question in questions]
+        lines = [_line(asdict(question)) for question in questions]
         settings = {**settings, "questions": len(lines), "questions_digest": questions_digest(questions)}
         folder = cls.check(path, settings)
         if (folder.path / EVAL).exists():
@@ -141,10 +141,10 @@ class EvaluationFolder:
 
     def questions(self) -> list[VideoQA]:
         """The questions in the order they are asked. Raises RecordError."""
-        questions = [_question(data) for _, data in self._lines(QUESTIONS)]
-        if questions_digest(questions) != self.settings["questions_digest"]:
+        rows = [data for _, data in self._lines(QUESTIONS)]
+        if _digest(rows) != self.settings["questions_digest"]:
             raise RecordError(f"{self.path / QUESTIONS}: was changed since the evaluation; restore it")
-        return questions
+        return [_question(data) for data in rows]
 
     def replies(self, questions: Sequence[VideoQA]) -> list[Reply | None]:
         """What was answered so far, in the order of the questions; a torn last line is left out.
@@ -263,6 +263,8 @@ class EvaluationFolder:
 
     def _refuse_other(self, settings: Mapping[str, Any]) -> None:
         there = self.settings
+        if "questions_digest" in settings and there.get("questions_digest") != settings["questions_digest"]:
+            there["questions_digest"] = questions_digest(self.questions())  # they may be written in the older form
         if others := [name for name in settings if name not in there or there[name] != settings[name]]:
             named = "; ".join(
                 f"{name} is {_shown(there.get(name))} there, {_shown(settings[name])} here" for name in others
@@ -285,20 +287,36 @@ def batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]
 
 def questions_digest(questions: Iterable[VideoQA]) -> str:
     """Of all that is asked, and of the gold answers; of videos and images the names, for folders may be moved."""
+    return _digest(map(asdict, questions))
+
+
+def _digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`questions_digest` of questions as they are written."""
     digest = hashlib.sha256()
-    for question in questions:
-        fields = asdict(question) | {name: Path(getattr(question, name)).name for name in ("video", "image")}
-        digest.update(_line(fields).encode())
+    for row in rows:
+        video = row["video"]
+        named = video | {"path": Path(video["path"]).name} if isinstance(video, dict) else video and Path(video).name
+        digest.update(_line({**row, "video": named, "image": Path(row["image"]).name}).encode())
     return digest.hexdigest()[:16]
 
 
-def _question_line(question: VideoQA) -> str:
-    return _line(asdict(question))
-
-
 def _question(data: Mapping[str, Any]) -> VideoQA:
+    """Inverse of `asdict` for a question; also of the older form, with clip and frame rate in the metadata."""
+    fields = dict(data)
+    if isinstance(data["video"], str):
+        metadata = dict(data["metadata"])
+        clip, fps = metadata.pop("clip", None) or (None, None), metadata.pop("frames_fps", None)
+        fields |= {
+            "video": VideoSource(data["video"], clip[0], clip[1], fps) if data["video"] else None,
+            "metadata": metadata,
+        }
+        fields["event_frames"] = metadata.pop("event_frames", None)
+    elif data["video"]:
+        fields["video"] = VideoSource(**data["video"])
     spans = tuple((float(start), float(end)) for start, end in data["spans"])
-    return VideoQA(**{**data, "options": tuple(data["options"]), "spans": spans})
+    events = fields["event_frames"]
+    fields |= {"options": tuple(data["options"]), "spans": spans, "event_frames": events and tuple(events)}
+    return VideoQA(**fields)
 
 
 def _line(data: Any) -> str:

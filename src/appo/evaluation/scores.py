@@ -1,4 +1,7 @@
-"""Each dataset's scores by its authors' formulas, with intervals, for any number of responses to a question."""
+"""Each benchmark's scores by its authors' formulas, with intervals, for any number of responses to a question.
+
+What a benchmark measures in a response, its sub-scores and its averages are its own (:mod:`appo.data.benchmark`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from appo.evaluation.measures import GRADED, Mark, Measure, benchmark, marker
+from appo.data import Benchmark, Mark, Measure, get_benchmark
 from appo.evaluation.statistics import bootstrap_interval, mcnemar, pass_at_k, wilson_interval
 from appo.rewards.answer_parsing import strict_answer
+from appo.rewards.scorers import GRADED
 
 if TYPE_CHECKING:
     from appo.types import VideoQA
@@ -72,32 +76,7 @@ class Difference:
     questions: int
 
 
-def response_format(dataset: str) -> str:
-    """The format that a dataset's prompt asks for, one of :data:`appo.rewards.templates.FORMATS`.
-
-    Raises:
-        ValueError: there is no such dataset.
-    """
-    return benchmark(dataset).response_format
-
-
-def score_of(dataset: str, question: VideoQA, text: str, *, lenient: bool = False) -> float:
-    """What one response counts in the dataset's headline, 0 to 1.
-
-    Args:
-        dataset: a key of `BENCHMARKS`.
-        question: the question.
-        text: the whole response.
-        lenient: read as a forgiving reader would (:func:`appo.rewards.answer_parsing.lenient_answer`), not strictly.
-
-    Raises:
-        ValueError: there is no such dataset, or the gold answer cannot be scored.
-    """
-    how = benchmark(dataset)
-    return how.measures[0].of(marker(question, how.response_format, lenient)(text)) or 0.0
-
-
-def official_scores(dataset: str, answered: Sequence[Answered], *, lenient: bool = False) -> list[Score]:
+def official_scores(dataset: str | Benchmark, answered: Sequence[Answered], *, lenient: bool = False) -> list[Score]:
     """All figures of a dataset: the headline, its other measures, sub-scores, and for K > 1 pass@k and majority.
 
     With K responses to a question its value is their mean; those that a question lacks count as wrong, as does a
@@ -105,9 +84,9 @@ def official_scores(dataset: str, answered: Sequence[Answered], *, lenient: bool
     the majority is the answer that most responses give, the first seen among equals.
 
     Args:
-        dataset: a key of `BENCHMARKS`.
+        dataset: a name of :data:`appo.data.DATASETS`, or a benchmark of your own.
         answered: every question that was asked, in any order, with the responses.
-        lenient: as in `score_of`.
+        lenient: read responses as a forgiving reader would (:func:`appo.rewards.answer_parsing.lenient_answer`).
 
     Raises:
         ValueError: there is no such dataset, no question, or a gold answer that cannot be scored.
@@ -116,7 +95,7 @@ def official_scores(dataset: str, answered: Sequence[Answered], *, lenient: bool
 
 
 def score_differences(
-    dataset: str, first: Sequence[Answered], second: Sequence[Answered], *, lenient: bool = False
+    dataset: str | Benchmark, first: Sequence[Answered], second: Sequence[Answered], *, lenient: bool = False
 ) -> list[Difference]:
     """Every figure of `official_scores` for two models that answered the same questions, compared in pairs.
 
@@ -134,14 +113,15 @@ def score_differences(
     return [_difference(row, others[row.name]) for row in _rows(dataset, first, lenient) if row.name in others]
 
 
-def unparsable_share(dataset: str, answered: Sequence[Answered]) -> float:
+def unparsable_share(dataset: str | Benchmark, answered: Sequence[Answered]) -> float:
     """Share of the responses that are not of the format asked for; 0 where there are none.
 
     Raises:
         ValueError: there is no such dataset.
     """
     texts = [text for one in answered for text in one.texts]
-    bad = sum(strict_answer(text, response_format(dataset)) is None for text in texts)
+    asked = get_benchmark(dataset).response_format
+    bad = sum(strict_answer(text, asked) is None for text in texts)
     return bad / len(texts) if texts else 0.0
 
 
@@ -153,7 +133,7 @@ class _Row:
         values: what the question counts, a missing prediction as wrong.
         skipping: the same without missing predictions; None where nothing is left.
         binary: whether the value can only be 0 or 1.
-        paths: the groups whose means are averaged (`appo.evaluation.measures.Benchmark.path`).
+        paths: the groups whose means are averaged (`appo.data.Benchmark.path`).
     """
 
     name: str
@@ -178,12 +158,12 @@ class _Row:
         )
 
 
-def _rows(dataset: str, answered: Sequence[Answered], lenient: bool) -> list[_Row]:
+def _rows(dataset: str | Benchmark, answered: Sequence[Answered], lenient: bool) -> list[_Row]:
     """Every figure of `official_scores`, in its order."""
     if not answered:
         raise ValueError("there is no question to score: give at least one")
-    how, questions = benchmark(dataset), [one.question for one in answered]
-    marks = [list(map(marker(one.question, how.response_format, lenient), one.texts)) for one in answered]
+    how, questions = get_benchmark(dataset), [one.question for one in answered]
+    marks = [list(map(how.marker(one.question, lenient=lenient), one.texts)) for one in answered]
     samples = max(1, *map(len, marks))
     paths = [how.path(question) for question in questions]
     rows = []
@@ -191,7 +171,7 @@ def _rows(dataset: str, answered: Sequence[Answered], lenient: bool) -> list[_Ro
         binary = [samples == 1 and not measure.graded and question.kind not in GRADED for question in questions]
         rows.append(_row(measure.name, [_mean_of(_said(measure, group), samples) for group in marks], binary, paths))
     parts = [how.parts(question) for question in questions]
-    for name in _in_order({name for names in parts for name in names}, how.order):
+    for name in _in_order({name for names in parts for name in names}, how.part_order):
         rows.append(rows[0].part(name, [place for place, names in enumerate(parts) if name in names]))
     return rows + (_sampled_rows(how.measures[0], questions, marks, paths) if samples > 1 else [])
 

@@ -47,8 +47,8 @@ def strict_answer(text: str, response_format: str) -> ParsedResponse | None:
     Raises:
         ValueError: there is no such format.
     """
-    if response_format not in FORMATS:
-        raise ValueError(f"response_format is {response_format!r}: it must be one of {', '.join(FORMATS)}")
+    if not isinstance(response_format, str) or response_format not in FORMATS:
+        raise ValueError(f"`response_format` is {response_format!r}: it must be one of {', '.join(FORMATS)}")
     return FORMATS[response_format](text)
 
 

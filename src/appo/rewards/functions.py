@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from appo.rewards.answer_parsing import strict_answer
 from appo.rewards.scorers import KINDS, Comparison
-from appo.rewards.templates import FORMATS, ParsedResponse, parse_spans
+from appo.rewards.templates import ParsedResponse, parse_spans
 from appo.rewards.temporal_iou import duration, temporal_iou
 
 
@@ -232,10 +233,7 @@ def completion_text(completion: Any) -> str | None:
 
 def _parse(text: str, response_format: str | None) -> ParsedResponse | None:
     """A response's parts, or None if it is not of the format."""
-    name = "answer" if response_format is None else response_format
-    if not isinstance(name, str) or name not in FORMATS:
-        raise ValueError(f"`response_format` is {name!r}: it must be one of {', '.join(FORMATS)}")
-    return FORMATS[name](text)
+    return strict_answer(text, "answer" if response_format is None else response_format)
 
 
 def _check_spans(spans: Any) -> None:

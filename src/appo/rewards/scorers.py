@@ -19,6 +19,7 @@ from typing import Any
 from appo.rewards.templates import answer_letter, normalize_words, option_texts
 
 Comparison = Callable[[str], float]
+GRADED = ("ocr", "text", "regression", "mra")  # kinds whose score may lie between 0 and 1
 
 _LONGEST_NUMBER = 64
 _WORD = r"(?!hundred|thousand|million|billion|trillion|dozen)[A-Za-zµμ]+(?:\^?[23]|[²³])?"

@@ -8,7 +8,7 @@ leaving the format.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -67,9 +67,8 @@ def build_messages(qa: VideoQA, *, instruction: str = INSTRUCTION) -> list[dict[
         instruction: what closes the text; ``""`` leaves it out.
 
     Returns:
-        Messages for a chat template: ``[{"role": "user", "content": [part, ...]}]``. Where the dataset shows a part
-        of a video (``metadata["clip"]``) or a folder of frames (``metadata["frames_fps"]``), the video part says so:
-        ``video_start`` and ``video_end`` in seconds, ``raw_fps`` in frames per second.
+        Messages for a chat template: ``[{"role": "user", "content": [part, ...]}]``; the video part is
+        :meth:`appo.types.VideoSource.to_part`.
 
     Raises:
         ValueError: the question has neither video nor image, or too many options to letter.
@@ -78,22 +77,12 @@ def build_messages(qa: VideoQA, *, instruction: str = INSTRUCTION) -> list[dict[
         raise ValueError(f"question {qa.id!r} has neither a video nor an image: give one of the two")
     content: list[dict[str, Any]] = []
     if qa.video:
-        content.append({"type": "video", "video": qa.video, **_shown(qa.metadata)})
+        content.append(qa.video.to_part())
     if qa.image:
         content.append({"type": "image", "image": qa.image})
     lines = [qa.question, *lettered(qa.options), instruction]
     content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
     return [{"role": "user", "content": content}]
-
-
-def _shown(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """What of a video is shown, under the names that qwen-vl-utils has for it."""
-    shown = {}
-    if metadata.get("clip"):
-        shown["video_start"], shown["video_end"] = (float(second) for second in metadata["clip"])
-    if metadata.get("frames_fps"):
-        shown["raw_fps"] = float(metadata["frames_fps"])
-    return shown
 
 
 def parse_response(text: str) -> ParsedResponse | None:

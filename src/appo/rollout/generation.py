@@ -14,8 +14,9 @@ from torch import Tensor
 
 from appo.models.frame_tokens import check_time_advances
 from appo.models.prefix_packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
+from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import Call, FrameSampling, SampledVideo, VideoSource, here, lm_frame_timestamps, read_video
+from appo.video.reader import Call, FrameSampling, SampledVideo, here, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
 # Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
@@ -96,16 +97,8 @@ def clean_messages(messages: Messages) -> Messages:
 
 
 def video_sources(messages: Messages) -> list[VideoSource]:
-    """What the videos of a conversation show, in order. Raises VideoError where a part asks for no time.
-
-    A part may say ``video_start`` and ``video_end`` (seconds: a clip) and ``raw_fps`` (frames per second: a folder of
-    pictures), under the names that qwen-vl-utils has for them.
-    """
-    return [
-        VideoSource(str(part["video"]), part.get("video_start"), part.get("video_end"), part.get("raw_fps"))
-        for part in message_parts(messages)
-        if part["type"] == "video"
-    ]
+    """What the videos of a conversation show, in order. Raises VideoError where a part asks for no time."""
+    return [VideoSource.from_part(part) for part in message_parts(messages) if part["type"] == "video"]
 
 
 def has_video(messages: Any) -> bool:

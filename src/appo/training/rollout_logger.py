@@ -12,8 +12,7 @@ from transformers import TrainerCallback
 
 from appo.reports.run_folder import ResponseRecord, RolloutRecord, RunFolder
 from appo.rollout.generation import Messages, VideoCache, has_video, video_sources
-from appo.types import Group, Sample
-from appo.video.frame_sampling import VideoError
+from appo.types import Group, Sample, VideoError
 from appo.video.thumbnails import filmstrip
 
 if TYPE_CHECKING:

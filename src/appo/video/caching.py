@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import FrameSampling, VideoSource
+from appo.video.reader import FrameSampling
 
 # Seconds for a process to load transformers and the processor, and for one video.
 LOAD_LIMIT, VIDEO_LIMIT = 600.0, 1800.0

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from appo.video.frame_sampling import CorruptVideoError, VideoSource
+from appo.types import VideoSource
+from appo.video.frame_sampling import CorruptVideoError
 from appo.video.workers import Helper, Lost
 
 _FIX = "encode it again, or leave its rows out"

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from appo.files import atomic_write
+from appo.types import VideoSource
 from appo.video.image_sequence import list_pictures
-from appo.video.reader import Call, FrameSampling, SampledVideo, VideoSource, here, local_path, read_video
+from appo.video.reader import Call, FrameSampling, SampledVideo, here, local_path, read_video
 
 # Part of every key: to be raised when a source, or an entry, comes to mean something else than before.
 FORMAT = 1

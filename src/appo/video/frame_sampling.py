@@ -19,20 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from appo.types import ClipError, VideoError, VideoSource
+
 # A stated frame rate is trusted when it explains the frames' own times this well, else the times win.
 RATE_TOLERANCE = 0.01
-
-
-class VideoError(ValueError):
-    """A video cannot be used. The message names the file, what is wrong and the fix, in one line."""
-
-    def __init__(self, path: str, problem: str, fix: str) -> None:
-        super().__init__(path, problem, fix)
-        self.path = path
-
-    def __str__(self) -> str:
-        path, problem, fix = self.args
-        return f"{path}: {problem}; {fix}"
 
 
 class MissingVideoError(VideoError):
@@ -59,10 +49,6 @@ class ZeroDurationError(VideoError):
     """All frames are shown at the same time."""
 
 
-class ClipError(VideoError):
-    """The clip is no time of the video: its end is not behind its start, or its start is behind the video's end."""
-
-
 @dataclass(frozen=True)
 class FrameSampling:
     """How many frames are taken of a video.
@@ -85,46 +71,6 @@ class FrameSampling:
                 f"1 <= min_frames <= max_frames must hold, not min_frames={self.min_frames} and"
                 f" max_frames={self.max_frames}"
             )
-
-
-@dataclass(frozen=True)
-class VideoSource:
-    """What is shown: a video file or a folder of pictures, the whole of it or a clip.
-
-    Attributes:
-        path: the file or folder, also as ``file://`` address.
-        start: seconds since the video's first frame at which the clip starts; None: with the video.
-        end: seconds at which it ends; None, or any time behind the video's end: with the video.
-        frames_fps: frames per second at which the pictures of a folder were taken; None: `path` is a video file.
-
-    Raises:
-        ClipError: the clip is no time.
-        VideoError: `frames_fps` is no rate.
-    """
-
-    path: str
-    start: float | None = None
-    end: float | None = None
-    frames_fps: float | None = None
-
-    def __post_init__(self) -> None:
-        start, end = self.start or 0.0, math.inf if self.end is None else self.end
-        if not (0 <= start < end and math.isfinite(start)):
-            raise ClipError(self.path, f"{self.clip} is no time", "give 0 <= start < end in seconds")
-        if self.frames_fps is not None and not (math.isfinite(self.frames_fps) and self.frames_fps > 0):
-            problem = f"frames_fps is {self.frames_fps}"
-            raise VideoError(self.path, problem, "give the frames per second at which the pictures were taken")
-
-    @property
-    def clip(self) -> str:
-        """What part of the video is shown, in words."""
-        if self.start is None and self.end is None:
-            return "the video"
-        return f"the clip [{self.start or 0:g}, {'the end' if self.end is None else f'{self.end:g}'}] s"
-
-    def __str__(self) -> str:
-        rate = "" if self.frames_fps is None else f", {self.frames_fps:g} pictures per second"
-        return self.path + ("" if self.clip == "the video" else f", {self.clip}") + rate
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from urllib.request import url2pathname
 import numpy as np
 import numpy.typing as npt
 
+from appo.types import ClipError, VideoError, VideoSource
 from appo.video.frame_sampling import (
-    ClipError,
     CorruptVideoError,
     EmptyVideoError,
     FrameSampling,
@@ -27,8 +27,6 @@ from appo.video.frame_sampling import (
     SampledVideo,
     Timeline,
     TooFewFramesError,
-    VideoError,
-    VideoSource,
     ZeroDurationError,
     choose_frames,
     lm_frame_timestamps,
@@ -46,7 +44,6 @@ __all__ = [
     "SampledVideo",
     "TooFewFramesError",
     "VideoError",
-    "VideoSource",
     "ZeroDurationError",
     "lm_frame_timestamps",
     "local_path",
@@ -78,7 +75,7 @@ def look(source: VideoSource) -> Shown:
     place = local_path(source)
     pictures = list_pictures(place) if source.frames_fps else []
     whole = folder_timeline(place, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(place))
-    return Shown(place, pictures, whole if source.start is None and source.end is None else whole.cut(source))
+    return Shown(place, pictures, whole if source.is_whole else whole.cut(source))
 
 
 def take(source: VideoSource, shown: Shown, chosen: Sequence[int]) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from appo.data import read
-from appo.data.row import Row
-from appo.data.spotlight import question as question_of
+from appo.data import DATASETS, Row, read
 from appo.rewards.templates import parse_response
 from appo.types import VideoQA
 from appo.world.clips import write_clip
@@ -64,7 +62,7 @@ def planned(folder: str | Path, level: str, count: int, seed: int) -> list[Video
     rows = [_row(name, level, scene, question) for name, scene, question in _drawn(level, count, seed)]
     fields = [json.loads(json.dumps(row)) for row in rows]  # as the file would hold them
     places = [Row(str(Path(folder) / ANNOTATIONS), row, index) for index, row in enumerate(fields)]
-    return [question_of(place, str(folder), None) for place in places]
+    return [DATASETS["spotlight"].question(place, str(folder), None) for place in places]
 
 
 def _drawn(level: str, count: int, seed: int) -> list[tuple[str, Scene, Question]]:

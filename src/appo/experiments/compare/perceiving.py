@@ -95,7 +95,7 @@ def perceive(
     for question, ids_G, scores in zip(held_out.questions, groups, scored, strict=True):
         texts = processor.batch_decode(ids_G, skip_special_tokens=True)
         accuracy_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
-        rows.append(_found(scores, accuracy_G, question.metadata["event_frames"], shares, settings))
+        rows.append(_found(scores, accuracy_G, question.event_frames or (), shares, settings))
     return averaged(rows)
 
 

@@ -95,7 +95,7 @@ def lesson(rng: random.Random) -> list[tuple[str, str]]:
         more = [make_question(scene, rng.choice(TASKS), rng) for _ in range(MORE_QUESTIONS)]
     else:
         description = description_of(respond(scene, question, question.asked, rng))
-    prompt = reasoning_prompt(VideoQA("", "", question.text, question.answer), description)
+    prompt = reasoning_prompt(VideoQA("", None, question.text, question.answer), description)
     turns = [(prompt, question.answer), *((other.text, other.answer) for other in more)]
     return [(asked, f"<answer> {answer} </answer>") for asked, answer in turns]
 

@@ -1,0 +1,212 @@
+"""Benchmarks by name: annotation files -> :class:`appo.types.VideoQA` -> a table that trains.
+
+Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped. `read_each` goes
+on behind such a row: `appo data check` (:mod:`appo.data.validation`) lists them all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from appo.data.benchmark import Benchmark
+from appo.data.files import is_file, is_url, parent
+from appo.data.jsonl import OwnQuestions
+from appo.data.media import MediaFiles, media_of
+from appo.data.mvbench import MVBench
+from appo.data.nextgqa import NextGQA
+from appo.data.nextqa import NextQA
+from appo.data.perception_test import PerceptionTest
+from appo.data.row import DUPLICATE, Row, RowError
+from appo.data.seed_bench_r1 import SeedBenchR1
+from appo.data.spotlight import Spotlight
+from appo.data.table import rows_of
+from appo.data.video_r1 import VideoR1
+from appo.data.vsi_bench import VSIBench
+from appo.rewards.templates import FORMATS
+from appo.types import VideoQA
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# All that are known by name; a new one is its file and a line here.
+BENCHMARKS: tuple[type[Benchmark], ...] = (
+    SeedBenchR1,
+    VideoR1,
+    NextQA,
+    NextGQA,
+    PerceptionTest,
+    VSIBench,
+    MVBench,
+    Spotlight,
+    OwnQuestions,
+)
+DATASETS: dict[str, Benchmark] = {one.name: one() for one in BENCHMARKS}
+AnyPath = str | os.PathLike[str]
+
+
+def get_benchmark(name: str | Benchmark) -> Benchmark:
+    """The benchmark of a name; a benchmark of your own as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(name, Benchmark):
+        return name
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def read(
+    name: str | Benchmark, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
+) -> Iterator[VideoQA]:
+    """The questions of a benchmark, one after the other.
+
+    Args:
+        name: one of `DATASETS`, or a benchmark of your own.
+        annotations: the annotation file, or the folder of it under its official name; ``hf://datasets/...`` and every
+            other URL that fsspec knows work as well.
+        videos: the local folder that the annotations' video paths start from; default: where the annotations lie.
+        split: what part, one of the benchmark's `splits`.
+
+    Raises:
+        ValueError: name or split is unknown, or (while iterating) a row is not of the schema; names file and line.
+        OSError: (while iterating) a file is missing.
+    """
+    return (question for _, question in _raised(read_each(name, annotations, videos, split)))
+
+
+def load(
+    name: str | Benchmark,
+    annotations: AnyPath,
+    videos: AnyPath | None = None,
+    split: str | None = None,
+    *,
+    response_format: str | None = None,
+    instruction: str | None = None,
+) -> Dataset:
+    """A dataset as the table that :class:`appo.APPOTrainer` trains on (columns: `rows_of`), checked.
+
+    Beyond what `read` checks: ids are unique, every gold answer can be scored, and every video and image exists. No
+    video is opened.
+
+    Args:
+        name: as in `read`.
+        annotations: as in `read`.
+        videos: as in `read`.
+        split: as in `read`.
+        response_format: what the policy is asked to write, one of `FORMATS`; default: what the
+            benchmark's official score needs.
+        instruction: closes every prompt; default: the one that asks for the format. ``""`` leaves it out.
+
+    Raises:
+        ValueError: as `read`, or a check fails; names file, line and fix.
+        OSError: an annotation file, a video or an image is missing.
+    """
+    asked = asked_format(name, response_format)
+    table = rows_of(_with_media(answerable(name, annotations, videos, split)), instruction, asked)
+    if not len(table):
+        raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
+    return table
+
+
+def asked_format(name: str | Benchmark, response_format: str | None = None) -> str:
+    """The format that responses are asked for: the one given, else the one that the benchmark's official score needs.
+
+    Raises:
+        ValueError: it is none of :data:`appo.rewards.templates.FORMATS`, or there is no such benchmark.
+    """
+    asked = get_benchmark(name).response_format if response_format is None else response_format
+    if asked not in FORMATS:
+        raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
+    return asked
+
+
+def read_each(
+    name: str | Benchmark, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
+) -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
+    """Every row with its question, or with why there is none: a walk that no row ends.
+
+    Args:
+        name: as in `read`.
+        annotations: as in `read`.
+        videos: as in `read`.
+        split: as in `read`.
+
+    Raises:
+        ValueError: name or split is unknown, or (while iterating) a file is not of its format as a whole.
+        OSError: (while iterating) an annotation file is missing.
+    """
+    dataset, source = get_benchmark(name), os.fspath(annotations)
+    if split is not None and split not in dataset.splits:
+        splits = f"the splits {', '.join(dataset.splits)}" if dataset.splits else "no splits: leave it out"
+        raise ValueError(f"unknown split {split!r}; {dataset.name} has {splits}")
+    folder = media_folder(annotations, videos)
+    if is_url(folder):
+        raise ValueError(f"videos are looked for in {folder}, which is no local folder: download them, set `videos`")
+
+    def walk() -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
+        for row in dataset.rows(source, split):
+            try:
+                yield row, row.fault or dataset.question(row, folder, split)
+            except RowError as error:
+                yield row, error
+
+    return walk()
+
+
+def media_folder(annotations: AnyPath, videos: AnyPath | None = None) -> str:
+    """The folder that video and image paths start from: `videos`, else where the annotations lie."""
+    source = os.fspath(annotations)
+    return os.fspath(videos) if videos is not None else parent(source) if is_file(source) else source
+
+
+def _raised(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[tuple[Row, VideoQA]]:
+    """The same walk, ended by the first row without a question."""
+    for row, question in found:
+        if not isinstance(question, VideoQA):
+            raise question
+        yield row, question
+
+
+def answerable(
+    name: str | Benchmark, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
+) -> Iterator[tuple[Row, VideoQA]]:
+    """Every row with its question, ended by the first that cannot be asked or scored, or whose id was there before.
+
+    Args:
+        name: as in `read`.
+        annotations: as in `read`.
+        videos: as in `read`.
+        split: as in `read`.
+
+    Raises:
+        ValueError, OSError: as `read`, or that row's; names file and line.
+    """
+    fault_of = get_benchmark(name).answer_fault
+    place_of: dict[str, str] = {}
+    for row, question in _raised(read_each(name, annotations, videos, split)):
+        first = place_of.setdefault(question.id, row.place)
+        if first is not row.place:
+            problem = f"id {question.id!r} was there before ({first})"
+            raise row.error(problem, "give every question an id of its own", DUPLICATE)
+        if fault := fault_of(row, question):
+            raise fault
+        yield row, question
+
+
+def _with_media(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
+    """The questions; what files are missing is counted and raised at the end."""
+    media = MediaFiles()
+    first_missing = ""
+    for row, question in found:
+        for path, is_folder in media_of(question):
+            if not media.has(path, is_folder) and not first_missing:
+                first_missing = f"{row.place}: there is no {path}"
+        yield question
+    if first_missing:
+        count = f"{len(media.missing)} of {media.asked} video and image files are missing"
+        fix = "check `videos`, the folder that paths start from; `appo data check` finds it"
+        raise FileNotFoundError(f"{first_missing} ({count}); {fix}")
