@@ -13,7 +13,7 @@ from appo.models.lora import AdapterSettings
 from appo.models.names import SPOTLIGHT
 from appo.rewards.functions import PAPER_REWARDS
 from appo.training.config import APPOConfig
-from appo.training.dry_run import REPLACED, shrunk
+from appo.training.start_checks import REPLACED, shrunk
 
 
 @dataclass

@@ -65,7 +65,7 @@ class APPOTrainer(FaultTolerantTrainer):
         BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
         FaultyVideosError: too many videos cannot be shown; others are replaced by the next sample.
         RewardError: a reward function raised.
-        appo.training.replays.NotFiniteError: a loss or gradient is not finite.
+        appo.training.nan_debugging.NotFiniteError: a loss or gradient is not finite.
     """
 
     _tag_names = ["trl", "appo"]  # noqa: RUF012  # TRL's attribute

@@ -103,8 +103,8 @@ class WholeCheckpoints(CardWriter):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(self._get_output_dir(trial)), checkpoint_name(self.state.global_step)
         push = self.args.push_to_hub
-        meet, leads = barrier, self.args.should_save
-        with whole_folder(folder / name, leads=leads, meet=meet) as written:
+        is_writer = self.args.should_save
+        with whole_folder(folder / name, is_writer=is_writer) as written:
             self._partial, self.args.push_to_hub = written.parent, False
             try:
                 super()._save_checkpoint(model, trial)
@@ -112,14 +112,14 @@ class WholeCheckpoints(CardWriter):
                 torch.save(state, written / self._state_file)
             finally:
                 self._partial, self.args.push_to_hub = None, push
-            meet()
-            if leads:
+            barrier()
+            if is_writer:
                 self._complete(written, folder / name)
-        if leads:  # only now may older ones go
+        if is_writer:  # only now may older ones go
             with named_write_errors(folder / name):
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
-        meet()
+        barrier()
         if push:
             self._push_from_checkpoint(str(folder / name))
 
