@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from appo.models.mrope import use_pretrained_positions
+from appo.models.families import use_pretrained_positions
 from appo.rewards.templates import build_messages, parse_response
 from appo.video.reader import read_video
 from appo.world import generate, load_annotations, load_policy, planned, policy_path

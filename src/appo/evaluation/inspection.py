@@ -76,7 +76,7 @@ def inspect_question(
         "event_frames": question.metadata.get("event_frames"),
     }
     names = ["accuracy_reward"] if question.answer else []
-    prompt_ids = prompt["input_ids"][0].tolist()
+    prompt_ids = prompt.ids_1P[0].tolist()
     samples = [
         Sample(row, prompt_ids, ids.tolist(), text, None, prompt, reward[None][: len(names)])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)

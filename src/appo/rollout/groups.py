@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.rollout.generation import PromptInputs
+from appo.models.prompt import Prompt
 from appo.types import GroupScores, PerceptionWeights
 
 
@@ -26,7 +26,7 @@ class Sample:
         completion_ids: token ids of the response, EOS included.
         completion: the response as reward functions see it.
         logprobs: log-probabilities of the sampler, where it reports them (vLLM).
-        inputs: model inputs of the prompt; the same object for all responses of a group. None: the rollout is TRL's.
+        inputs: the encoded prompt; the same object for all responses of a group. None: the rollout is TRL's.
         images: the prompt's pictures as TRL's ``_generate`` returns them; None: there are none, or ``inputs`` has them.
         rewards: (reward functions,) float32, NaN where a function abstained.
         extras: columns a reward function logged for this response.
@@ -37,7 +37,7 @@ class Sample:
     completion_ids: list[int]
     completion: Any
     logprobs: list[float] | None
-    inputs: PromptInputs | None
+    inputs: Prompt | None
     rewards: Tensor
     images: list[Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Rollout:
     Attributes:
         rows: (B,) dataset rows, each G times, all their columns.
         sees: some prompt in some process has a video (or picture), so that all take our path; else all take TRL's.
-        encoded: model inputs of the prompts last tokenised, one a row; None on TRL's path.
+        encoded: the prompts last tokenised, one a row; None on TRL's path.
         carried: of the same prompts, what travels to vLLM in the place of a row's images; empty without vLLM.
         groups: the responses, once all rounds of sampling are over.
         rewards: (B, R) of those responses.
@@ -79,7 +79,7 @@ class Rollout:
 
     rows: list[dict[str, Any]]
     sees: bool
-    encoded: list[PromptInputs | None] = field(default_factory=list)
+    encoded: list[Prompt | None] = field(default_factory=list)
     carried: list[Any] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     rewards: Tensor | None = None
@@ -98,7 +98,7 @@ def as_groups(
     rows: Sequence[dict[str, Any]],
     prompts: Sequence[Any],
     generated: tuple[Any, ...],
-    encoded: Sequence[PromptInputs | None],
+    encoded: Sequence[Prompt | None],
     rewards_BR: Tensor,
     extras: dict[str, list[Any]],
     responses: int,

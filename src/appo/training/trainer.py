@@ -19,22 +19,15 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from appo.models.frame_attention import checked_depth, use_appo_attention
+from appo.models.families import family_of, family_or_generic, has_family, unwrap
+from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import score_group
-from appo.models.prefix_packing import PACKABLE, unwrap
+from appo.models.prompt import Prompt
 from appo.models.sharding import as_forward, copy_weights, generate_together, is_sharded
 from appo.models.vision_tower import equal_vision_passes, freeze_vision_tower
 from appo.rollout.dynamic_sampling import TotalReward, is_flat, resample
 from appo.rollout.encoding import PromptEncoder
-from appo.rollout.generation import (
-    PromptInputs,
-    VideoCache,
-    evaluation_mode,
-    has_video,
-    pictures,
-    respond,
-    vision_token_ids,
-)
+from appo.rollout.generation import VideoCache, evaluation_mode, has_video, pictures, respond
 from appo.rollout.groups import Group, Rollout, ScoredGroup, as_generated, as_groups
 from appo.rollout.timers import STEP_PARTS, Stopwatch
 from appo.rollout.token_weights import Weigher
@@ -81,8 +74,9 @@ class APPOTrainer(SteadyTrainer):
         reward_funcs, classes, args.reward_weights = with_overlong_punishment(args, reward_funcs, classes)
         super().__init__(model, reward_funcs, args, reward_processing_classes=classes, **kwargs)
         args.reward_weights = weights
-        if args.method == "appo" and self._is_vlm:
-            checked_depth(self._base_model, args.attention_layers)
+        self._shows_pictures = self._is_vlm and has_family(self._base_model)
+        if args.method == "appo" and self._shows_pictures:
+            family_of(self._base_model).captured_layers(args.attention_layers)
         self._accuracy_column = args.accuracy_column(self.reward_func_names)
         self.weigher = Weigher(args.weight_settings, self._accuracy_column, self.temperature, args.frame_attention)
         self.keep("frame shares", self.weigher.shares.state, self.weigher.shares.restore)
@@ -100,9 +94,8 @@ class APPOTrainer(SteadyTrainer):
             self.chat_template_kwargs,
         )
         self._rollout: Rollout | None = None
-        self._seen_prompts: Sequence[PromptInputs] | None = None
+        self._seen_prompts: Sequence[Prompt] | None = None
         self._seen_responses = 1
-        self._shows_pictures = self._is_vlm and self._base_model.config.model_type in PACKABLE
         if args.freeze_vision_tower and self._is_vlm:
             freeze_vision_tower(self._base_model)
         if self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
@@ -134,7 +127,7 @@ class APPOTrainer(SteadyTrainer):
         if self.use_vllm:
             return VideoEngine(self.vllm_generation, self._base_model, self._tokenizer)
         own = self.generation_kwargs.get("suppress_tokens") or []
-        banned = sorted({*vision_token_ids(self.model.config), *own})
+        banned = sorted({*family_or_generic(self._base_model).banned_ids, *own})
         self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = banned
         return None
 
@@ -202,7 +195,7 @@ class APPOTrainer(SteadyTrainer):
         rollout.wants_old_log_probs = self.args.method == "appo" and stale and rollout.sees
         return as_generated(samples, generated)
 
-    def _see(self, prompts: Sequence[PromptInputs | None], responses: int) -> None:
+    def _see(self, prompts: Sequence[Prompt | None], responses: int) -> None:
         """From here on, model calls about these groups carry their videos. Without any video: TRL's own path."""
         seen = [prompt for prompt in prompts if prompt is not None]
         self._seen_prompts = seen or None
@@ -221,9 +214,9 @@ class APPOTrainer(SteadyTrainer):
             if self._engine is not None:
                 rollout.carried = self._engine.carry(self.encoder, prompts, encoded)
         rollout.encoded = list(encoded)
-        return [inputs["input_ids"][0].tolist() for inputs in encoded], None, {}
+        return [inputs.ids_1P[0].tolist() for inputs in encoded], None, {}
 
-    def _encode(self, prompt: Any) -> PromptInputs:
+    def _encode(self, prompt: Any) -> Prompt:
         inputs = self.encoder.read(self._base_model, prompt)
         return self._as_forward(self.encoder.see, self._base_model, prompt, inputs, self._agree)  # type: ignore[no-any-return]
 
@@ -237,7 +230,7 @@ class APPOTrainer(SteadyTrainer):
             return
         prompt = next(filter(has_video, prompts), prompts[0])
         inputs = self.encoder.read(self._base_model, prompt)
-        assert_sight(self.model, self._log_probs_of_own_words, inputs, has_video(prompt))
+        assert_sight(self.model, self._log_probs_of_own_words, inputs, inputs.without_pixels(), has_video(prompt))
         self._checked_sight = True
 
     def _generate_single_turn(
@@ -327,20 +320,20 @@ class APPOTrainer(SteadyTrainer):
         with nullcontext() if torch.is_grad_enabled() else evaluation_mode(self.model):
             return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
 
-    def _log_probs_of_own_words(self, inputs: PromptInputs) -> Tensor:
+    def _log_probs_of_own_words(self, inputs: Prompt) -> Tensor:
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
-        ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
+        ids = torch.cat([inputs.ids_1P, inputs.ids_1P[:, -words:]], dim=1).to(self.accelerator.device)
         self._see([self._as_forward(self.encoder.look, self._base_model, inputs, self._agree)], 1)
         log_probs: Tensor
         log_probs, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), words)
         self._seen_prompts = None
         return log_probs
 
-    def _score(self, rollout: Rollout, prompts: Sequence[PromptInputs], advantages_B: Tensor) -> list[ScoredGroup]:
+    def _score(self, rollout: Rollout, prompts: Sequence[Prompt], advantages_B: Tensor) -> list[ScoredGroup]:
         """Weigh each group (method steps 1-8), scoring it first unless that is done; other methods do neither."""
         advantages_QG = advantages_B.view(len(rollout.groups), -1)
-        wanted = [self.args.method == "appo" and "video_grid_thw" in prompt for prompt in prompts]
+        wanted = [self.args.method == "appo" and prompt.has_video for prompt in prompts]
         together = gather_object([wanted]) if is_sharded(self.model_wrapped) and not rollout.scores else [wanted]
         scored = []
         for q, (group, prompt, advantages_G) in enumerate(zip(rollout.groups, prompts, advantages_QG, strict=True)):
@@ -353,7 +346,7 @@ class APPOTrainer(SteadyTrainer):
             self.weigher.remember(scored, gather_object)
             return [self._as_forward(self.weigher, self._base_model, group) for group in scored]
 
-    def _score_group(self, group: Group, prompt: PromptInputs) -> GroupScores:
+    def _score_group(self, group: Group, prompt: Prompt) -> GroupScores:
         # Without dropout: the weights are those of the policy that has sampled, and no random number is drawn.
         with torch.no_grad(), self.watch("score"), self.accelerator.autocast(), evaluation_mode(self.model):
             scores: GroupScores = self._as_forward(
@@ -361,7 +354,7 @@ class APPOTrainer(SteadyTrainer):
                 self._base_model,
                 prompt,
                 [torch.tensor(sample.completion_ids) for sample in group],
-                capture_layers=self.args.attention_layers if "video_grid_thw" in prompt else 0,
+                capture_layers=self.args.attention_layers if prompt.has_video else 0,
                 temperature=self.temperature,
                 shared_prefix=self.args.shared_prefix,
                 rows_per_chunk=self.args.rows_per_chunk,
@@ -382,7 +375,9 @@ class APPOTrainer(SteadyTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if "vision" not in inputs:
             return super()._compute_loss(model, inputs)
-        self._seen_prompts, self._seen_responses = inputs["vision"], inputs["completion_ids"].shape[1]
+        # What a checkpoint or a replay has kept is a mapping.
+        prompts = [Prompt.of(prompt) for prompt in inputs["vision"]]
+        self._seen_prompts, self._seen_responses = prompts, inputs["completion_ids"].shape[1]
         rows = {key: value for key, value in inputs.items() if key != "vision"}
         try:
             return super()._compute_loss(model, by_row(rows))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from appo.models.prefix_packing import IGNORED, join_vision, pack_group
-from appo.rollout.generation import PromptInputs, to_device
+from appo.models.families import family_of
+from appo.models.prefix_packing import IGNORED, pack_group
+from appo.models.prompt import Prompt
 from appo.types import PerceptionWeights
 
 
@@ -76,17 +77,16 @@ class SeeingModel:
     TRL calls it on consecutive slices of the batch's rows, so a counter says which rows a call is about.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any) -> None:
-        self._model, self._prompts, self._responses, self._config = model, prompts, responses, base.config
+    def __init__(self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any) -> None:
+        self._model, self._prompts, self._responses, self._family = model, prompts, responses, family_of(base)
         self._row = 0
 
     def __call__(self, **inputs: Any) -> Any:
         ids: Tensor = inputs["input_ids"]
         rows = range(self._row, self._row + len(ids))
         self._row += len(ids)
-        vision = to_device(join_vision([self._prompts[row // self._responses] for row in rows]), ids.device)
-        types = (ids == self._config.image_token_id).long() + 2 * (ids == self._config.video_token_id).long()
-        return self._model(**inputs, **vision, mm_token_type_ids=types)
+        vision = self._family.vision_inputs([self._prompts[row // self._responses].to(ids.device) for row in rows])
+        return self._model(**inputs, **vision, mm_token_type_ids=self._family.token_types(ids))
 
 
 class PackedModel:
@@ -98,7 +98,7 @@ class PackedModel:
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any, rows_per_chunk: int = 0
+        self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any, rows_per_chunk: int = 0
     ) -> None:
         self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
         self._chunk = rows_per_chunk or responses
@@ -109,7 +109,7 @@ class PackedModel:
         emitted_BL = labels[:, 1:] != IGNORED
         log_probs, entropies = [], []
         for start in range(0, len(input_ids), self._responses):
-            prompt = to_device(self._prompts[self._group], input_ids.device)
+            prompt = self._prompts[self._group].to(input_ids.device)
             self._group += 1
             for first in range(start, start + self._responses, self._chunk):
                 rows = slice(first, min(first + self._chunk, start + self._responses))
@@ -122,14 +122,14 @@ class PackedModel:
             entropy=None if entropies[0] is None else _in_rows(entropies, emitted_BL),
         )
 
-    def _call(self, prompt: PromptInputs, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
+    def _call(self, prompt: Prompt, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
         """Log-probabilities and entropies (or None) of the responses' tokens, one after another.
 
         Where no token is left (all responses were truncated and masked) the prompt runs alone, with one position that
         emits nothing: processes that share gradients or parameters must all go through the layers, and back.
         """
         is_empty = not any(len(response) for response in responses)
-        packed = pack_group(self._base, prompt, [prompt["input_ids"][0, -1:]] if is_empty else responses)
+        packed = pack_group(self._base, prompt, [prompt.ids_1P[0, -1:]] if is_empty else responses)
         labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
         emitting_1T = labels_1T != IGNORED
 

@@ -16,9 +16,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from appo.models.families import family_or_generic
 from appo.models.log_probs import word_logits
+from appo.models.prompt import Prompt
 from appo.rollout.encoding import PromptEncoder
-from appo.rollout.generation import Messages, PromptInputs, message_parts, vision_token_ids
+from appo.rollout.generation import Messages, message_parts
 from appo.rollout.groups import Group
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt, TrainingPositions, check_tokens, engine_prompt
 from appo.rollout.vllm.server import VideoClient
@@ -72,7 +74,7 @@ class VideoEngine:
 
     def __init__(self, generation: Any, base: Any, tokenizer: Any) -> None:
         self._generation, self._base = generation, base
-        self._banned = vision_token_ids(base.config)
+        self._banned = family_or_generic(base).banned_ids
         self._positions: TrainingPositions | None = None
         self._precision: str | None = None
         self.checked = False
@@ -103,7 +105,7 @@ class VideoEngine:
         self._precision = str(generation.vllm_client.get_server_info()["model_config"]["dtype"])
 
     def carry(
-        self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
+        self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[Prompt]
     ) -> list[list[EnginePrompt] | None]:
         """What travels in the place of each row's images: its conversation for vLLM; None for text alone.
 
@@ -122,7 +124,7 @@ class VideoEngine:
     def check(
         self,
         groups: Sequence[Group],
-        score: Callable[[Group, PromptInputs], GroupScores],
+        score: Callable[[Group, Prompt], GroupScores],
         as_forward: Callable[..., Any],
     ) -> None:
         """Assert that vLLM reads and scores as training does: once, as soon as every process has a group with a video.
@@ -137,7 +139,7 @@ class VideoEngine:
         """
         if self.checked:
             return
-        seen = [group for group in groups if "video_grid_thw" in (group[0].inputs or {})]
+        seen = [group for group in groups if group[0].inputs is not None and group[0].inputs.has_video]
         # Scoring is a collective operation where parameters are sharded: all processes do it, or none.
         self.checked = all(gather_object([bool(seen)]))
         if self.checked:
