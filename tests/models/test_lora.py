@@ -40,7 +40,7 @@ def test_adapters_train_and_merge_to_the_policy_that_was_trained(tmp_path, metho
     ]
     prompt = encode_prompt(processor, messages, [video])
     with torch.no_grad():
-        logits = [model(**prompt).logits for model in (adapted, merged.eval(), load_policy()[0].eval())]
+        logits = [model(**prompt.mapping()).logits for model in (adapted, merged.eval(), load_policy()[0].eval())]
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
     assert float((logits[1] - logits[2]).abs().max()) > 1e-3, "nothing was trained"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appo.models.prompt import Prompt, Vision
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.rollout.timers import Stopwatch
 from appo.training.trl_batch import RowsModel, batch_weights, by_group, by_row
 from appo.types import Group, PerceptionWeights, Sample
+from tests.support.tiny import IMAGE, VIDEO, tiny_model
 
 ONE = TotalReward(torch.tensor([1.0]))
 
@@ -156,19 +156,18 @@ def test_weights_of_groups_of_different_lengths_in_one_batch():
 
 def test_calls_about_rows_get_the_videos_of_their_groups():
     prompts = [
-        {"pixel_values_videos": torch.full((2, 3), float(i)), "video_grid_thw": torch.tensor([[1, 2, i + 1]])}
+        Prompt(torch.tensor([[9]]), videos=Vision(torch.full((2, 3), float(i)), torch.tensor([[1, 2, i + 1]])))
         for i in range(2)
     ]
-    base = SimpleNamespace(config=SimpleNamespace(image_token_id=8, video_token_id=9))
     calls = []
-    model = RowsModel(lambda **inputs: calls.append(inputs), prompts, 2, base)
-    model(input_ids=torch.tensor([[9, 1, 8]] * 4), attention_mask="kept")
+    model = RowsModel(lambda **inputs: calls.append(inputs), prompts, 2, tiny_model())
+    model(input_ids=torch.tensor([[VIDEO, 1, IMAGE]] * 4), attention_mask="kept")
     assert calls[0]["pixel_values_videos"][:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert calls[0]["video_grid_thw"][:, 2].tolist() == [1, 1, 2, 2]
     assert calls[0]["mm_token_type_ids"].tolist() == [[2, 0, 1]] * 4
     assert calls[0]["attention_mask"] == "kept"
     with pytest.raises(AssertionError, match="all rows at once"):
-        model(input_ids=torch.tensor([[9, 1, 8]] * 3))
+        model(input_ids=torch.tensor([[VIDEO, 1, IMAGE]] * 3))
 
 
 def test_parts_of_a_step_add_up_to_the_whole():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,8 +158,7 @@ class Hurried(StandIn):
 
     def _read(self, request):
         inputs = super()._read(request)
-        inputs["second_per_grid_ts"] = inputs["second_per_grid_ts"] * 2
-        return inputs
+        return replace(inputs, videos=replace(inputs.videos, seconds=inputs.videos.seconds * 2))
 
 
 class Short(StandIn):

@@ -75,7 +75,7 @@ def inspect_question(
         "event_frames": question.event_frames and list(question.event_frames),
     }
     names = ["accuracy_reward"] if question.answer else []
-    prompt_ids = prompt["input_ids"][0].tolist()
+    prompt_ids = prompt.ids_1P[0].tolist()
     samples = [
         Sample(ids.tolist(), text, reward[None][: len(names)])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)

@@ -150,7 +150,7 @@ class RolloutPipeline:
         base = self.policy.base_model
         inputs = self.encoder.read(base, row["prompt"])
         prompt = self.as_forward(self.encoder.see, base, row["prompt"], inputs, self.agree)
-        ids = prompt["input_ids"][0].tolist()
+        ids = prompt.ids_1P[0].tolist()
         return Group(row, prompt, ids, timestamps_F=self.encoder.videos.timestamps(row["prompt"]))
 
     def generate(self, groups: Sequence[Group], responses: int) -> list[Group]:
@@ -221,7 +221,7 @@ class RolloutPipeline:
     @staticmethod
     def has_frames(group: Group) -> bool:
         """Whether a group's prompt has a video."""
-        return group.prompt is not None and "video_grid_thw" in group.prompt
+        return group.prompt is not None and bool(group.prompt.has_video)
 
     def as_forward(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Work that reads the policy's parameters, on however many processes their shards are."""

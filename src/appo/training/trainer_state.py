@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from appo.models.checkpointing_names import quiet
+from appo.models.prompt import Prompt
 from appo.rollout.collectives import barrier
 from appo.training.atomic_checkpoint import (
     LAST,
@@ -297,6 +298,8 @@ def plain(value: Any) -> Any:
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, ModelOutput):
         return {_OUTPUT: _class_name(type(value)), _FIELDS: {key: plain(item) for key, item in value.items()}}
+    if isinstance(value, Prompt):  # of a mapping again where it is used
+        return plain(value.mapping())
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
