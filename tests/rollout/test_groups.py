@@ -13,14 +13,15 @@ from appo.models.prompt import Prompt, Vision
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.rollout.timers import Stopwatch
 from appo.training.trl_batch import RowsModel, batch_weights, by_group, by_row
-from appo.types import Group, PerceptionWeights, Sample
+from appo.types import Group, PerceptionWeights, Sample, VideoQA
 from tests.support.tiny import IMAGE, VIDEO, tiny_model
 
+QUESTION = VideoQA("", None, "", "")
 ONE = TotalReward(torch.tensor([1.0]))
 
 
 def group_of(*rewards: float, name: str = "") -> Group:
-    return Group({"name": name}, samples=[Sample([2], "x", torch.tensor([reward])) for reward in rewards])
+    return Group({"name": name}, QUESTION, samples=[Sample([2], "x", torch.tensor([reward])) for reward in rewards])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def group_of(*rewards: float, name: str = "") -> Group:
     ],
 )
 def test_a_group_is_flat_when_all_total_rewards_are_equal(rewards, weights, flat):
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor(weights))) is flat
 
 
@@ -58,7 +59,7 @@ NAN = float("nan")
     ],
 )
 def test_a_group_is_flat_when_trl_would_make_all_its_advantages_zero(rewards, aggregation, flat):
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor([1.0, 1.0]), aggregation)) is flat
 
 
@@ -82,7 +83,7 @@ def test_flat_groups_are_those_without_advantages(rewards, weights, aggregation)
         summands_GR = np.stack(columns, axis=1)
     totals = np.nansum(summands_GR * weights_R, axis=1)[scored_G]
     advantages = totals - totals.mean() if len(totals) else totals
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     flat = is_flat(group, TotalReward(torch.tensor(weights), aggregation))
     assert flat == bool(np.all(np.abs(advantages) < 1e-5))
 

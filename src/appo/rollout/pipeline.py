@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from appo.data.table import question_of
 from appo.models.log_probs import score_group
 from appo.models.sharding import as_forward, is_sharded
 from appo.rollout.collectives import gather_values, max_over_processes
@@ -151,7 +152,8 @@ class RolloutPipeline:
         inputs = self.encoder.read(base, row["prompt"])
         prompt = self.as_forward(self.encoder.see, base, row["prompt"], inputs, self.agree)
         ids = prompt.ids_1P[0].tolist()
-        return Group(row, prompt, ids, timestamps_F=self.encoder.videos.timestamps(row["prompt"]))
+        times = self.encoder.videos.timestamps(row["prompt"])
+        return Group(row, question_of(row), prompt, ids, timestamps_F=times)
 
     def generate(self, groups: Sequence[Group], responses: int) -> list[Group]:
         """G responses to each prompt."""

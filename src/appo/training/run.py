@@ -15,7 +15,6 @@ from transformers import PrinterCallback
 
 from appo.data import asked_format, load, rows_of
 from appo.models.loading import load_model
-from appo.models.lora import adapter_config, loading_settings
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.run_folder import RunFolder
 from appo.rewards.functions import PAPER_REWARDS, reward_functions
@@ -24,6 +23,7 @@ from appo.training.arguments import TrainScript
 from appo.training.atomic_checkpoint import whole_folder
 from appo.training.callbacks import StopOnSignal, TrainingBar
 from appo.training.config import APPOConfig
+from appo.training.lora import adapter_config, loading_settings
 from appo.training.out_of_memory import named_memory_errors
 from appo.training.resume import CLIPS, Found, begin_run, find_run, taken_back
 from appo.training.rollout_logger import Recorder
