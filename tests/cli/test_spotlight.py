@@ -36,7 +36,10 @@ def folder(tmp_path: Path) -> Path:
         (["runs/none", "--model", "m"], "give run folders, or --model"),
         (["--model", "m"], "--model, --video and --question go together: give --video as well"),
         (["--video", "v", "--question", "q"], "go together: give --model as well"),
-        (["--model", "m", "--video", "v", "--question", "q", "--group", "0"], "--group is 0: it must be at least 1"),
+        (
+            ["--model", "m", "--video", "v", "--question", "q", "--num-generations", "0"],
+            "--num-generations is 0: it must be at least 1",
+        ),
         (["--model", "m", "--video", "v", "--question", "q", "--answer", ""], "--answer is empty"),
         (["runs/none", "--output", "page.json"], "page.json: name a page that ends in .html"),
         (["runs/none", "--fast"], "unknown argument --fast"),
@@ -110,7 +113,7 @@ def test_any_checkpoint_and_video_give_a_page(tmp_path: Path) -> None:
     (question,) = generate(tmp_path / "clips", "L1", 1, 5)
     asked = ["--model", "spotlight", "--video", question.video.path, "--question", question.question]
     page = tmp_path / "one.html"
-    flags = ["--group", "3", "--max-new-tokens", "20", "--output", str(page)]
+    flags = ["--num-generations", "3", "--max-completion-length", "20", "--output", str(page)]
     assert main(["spotlight", *asked, *flags]) == 0
     (group,) = json.loads(page.with_suffix(".json").read_text())["groups"]
     assert (group["judged"], len(group["responses"])) == (0, 3)

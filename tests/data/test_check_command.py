@@ -143,7 +143,7 @@ def test_the_cache_is_filled_with_what_training_and_evaluation_ask_for(tmp_path,
     rows[2] |= {"metadata": {"clip": [1, 2.5]}}
     put_lines(path, rows)
     arguments = ["data", "check", "jsonl", "--annotations", str(path), "--workers", "1", "--allow", "1"]
-    assert main([*arguments, "--frame-cache", str(tmp_path / "cache"), "--model", "spotlight", "--fps", "1"]) == 0
+    assert main([*arguments, "--frame-cache", str(tmp_path / "cache"), "--model", "spotlight", "--video-fps", "1"]) == 0
     processor = AutoProcessor.from_pretrained(policy_path()).video_processor
     cache, sampling = FrameCache(tmp_path / "cache"), FrameSampling(1.0, 16, 4)
     x, y = str(tmp_path / "x.mp4"), str(tmp_path / "y.mp4")

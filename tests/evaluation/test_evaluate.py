@@ -39,7 +39,7 @@ def test_every_dataset_gets_its_official_table(tmp_path, case: Case, reader, cap
     where = ["--dataset", case.name, "--annotations", str(annotations), "--videos", str(videos)]
     where += ["--split", case.split] if case.split else []
     output = tmp_path / "e"
-    code = evaluate(output, "--model", reader, *where, "--max-new-tokens", "6", "--batch-size", "2")
+    code = evaluate(output, "--model", reader, *where, "--max-completion-length", "6", "--batch-size", "2")
     screen, errors = capsys.readouterr()
     assert (code, errors) == (0, "")
     assert {file.name for file in output.iterdir()} == FILES
@@ -58,7 +58,7 @@ def test_every_dataset_gets_its_official_table(tmp_path, case: Case, reader, cap
 
 
 def test_without_annotations_the_world_is_made_and_every_level_asked(tmp_path, capsys):
-    arguments = ["--model", "spotlight", "--limit", "6", "--max-new-tokens", "90"]
+    arguments = ["--model", "spotlight", "--limit", "6", "--max-completion-length", "90"]
     assert evaluate(tmp_path / "e", *arguments) == 0
     assert list(scores(tmp_path / "e")["strict"]) == ["accuracy", "L1", "L2", "L3"]
     settings = EvaluationFolder.open(tmp_path / "e").settings
@@ -116,7 +116,7 @@ def test_samples_are_averaged_and_passed(tmp_path, reader, monkeypatch):
     B, A = tagged("B"), tagged("A")
     script(monkeypatch, [[B, B, B, B], [A, A, A, B], [A, A, A, A], [B, B, A, A]])
     where = lettered_questions(tmp_path / "d", 4)
-    assert evaluate(tmp_path / "e", "--model", reader, *where, "--sample", "4", "--temperature", "0.7") == 0
+    assert evaluate(tmp_path / "e", "--model", reader, *where, "--num-generations", "4", "--temperature", "0.7") == 0
     found = {name: score["value"] for name, score in scores(tmp_path / "e")["strict"].items()}
     assert found["score"] == found["pass@1"] == (4 + 1 + 0 + 2) / 16
     assert found["pass@2"] == pytest.approx((1 + 1 / 2 + 0 + 5 / 6) / 4)
@@ -168,7 +168,7 @@ def test_where_no_video_is_there_nothing_is_asked(tmp_path, reader, capsys):
 
 
 def test_frames_that_were_kept_are_not_decoded_again_and_change_nothing(tmp_path, reader, monkeypatch):
-    arguments = ["--model", reader, *lettered_questions(tmp_path / "d", 3), "--max-new-tokens", "5"]
+    arguments = ["--model", reader, *lettered_questions(tmp_path / "d", 3), "--max-completion-length", "5"]
     cached = [*arguments, "--frame-cache", str(tmp_path / "frames")]
     assert evaluate(tmp_path / "plain", *arguments) == evaluate(tmp_path / "first", *cached) == 0
     monkeypatch.setattr("appo.video.frame_cache.read_video", None)
@@ -213,8 +213,11 @@ ENDS = [
     (["--model", "spotlight", "--split", "L1"], "--videos and --split are about a dataset's files"),
     (["--model", "spotlight", "--annotations", "/no/such.jsonl"], "/no/such.jsonl"),
     (["--model", "spotlight", "--temperature", "1"], "--temperature is of samples"),
-    (["--model", "spotlight", "--sample", "2", "--temperature", "0"], "--temperature is 0.0: it must be above 0"),
-    (["--model", "spotlight", "--fps", "0"], "fps must be a positive number"),
+    (
+        ["--model", "spotlight", "--num-generations", "2", "--temperature", "0"],
+        "--temperature is 0.0: it must be above 0",
+    ),
+    (["--model", "spotlight", "--video-fps", "0"], "fps must be a positive number"),
     (["--compare", "a", "b", "--limit", "3"], "leave out --output"),
 ]
 

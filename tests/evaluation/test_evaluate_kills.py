@@ -25,7 +25,7 @@ COMMAND = [
     str(QUESTIONS),
     "--batch-size",
     "2",
-    "--sample",
+    "--num-generations",
     "3",
     "--seed",
     "4",

@@ -34,9 +34,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--report", type=Path, help="JSON file of all faults, to write")
     flags("--frame-cache", metavar="FOLDER", help="put the sampled frames of all good videos into this cache")
     flags("--model", help="whose processor samples them (with --frame-cache)")
-    flags("--fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)")
-    flags("--max-frames", type=positive, default=16, help="frames of a video at most (default: 16)")
-    flags("--min-frames", type=positive, default=4, help="and at least (default: 4)")
+    flags(
+        "--video-fps", dest="fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)"
+    )
+    flags(
+        "--video-max-frames",
+        dest="max_frames",
+        type=positive,
+        default=16,
+        help="frames of a video at most (default: 16)",
+    )
+    flags("--video-min-frames", dest="min_frames", type=positive, default=4, help="and at least (default: 4)")
     flags("--allow", type=count, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 

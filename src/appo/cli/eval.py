@@ -28,12 +28,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--split", help="part of the dataset (docs/data.md)")
     flags("--output", type=Path, help="folder, new or of this evaluation (default: runs/eval-TIME)")
     flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset")
-    flags("--sample", type=positive, metavar="K", help="K sampled responses to each question (default: one, greedy)")
+    flags(
+        "--num-generations",
+        dest="sample",
+        type=positive,
+        metavar="K",
+        help="K sampled responses to each question (default: one, greedy)",
+    )
     flags("--temperature", type=float, help="of the samples (default: 1)")
     flags("--batch-size", type=positive, help="questions answered at once (default: 16)")
-    flags("--max-new-tokens", type=positive, help="longest response (default: 1024; tiny policy: 128)")
-    flags("--fps", type=float, help="frames sampled a second (default: 2)")
-    flags("--max-frames", type=positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags(
+        "--max-completion-length",
+        dest="max_new_tokens",
+        type=positive,
+        help="longest response (default: 1024; tiny policy: 128)",
+    )
+    flags("--video-fps", dest="fps", type=float, help="frames sampled a second (default: 2)")
+    flags(
+        "--video-max-frames",
+        dest="max_frames",
+        type=positive,
+        help="frames of a video at most (default: 16; spotlight: 24)",
+    )
     flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--instruction", help="closes every prompt (default: asks for the format; tiny policy: nothing)")
     flags("--seed", type=int, help="of the samples (default: 0)")

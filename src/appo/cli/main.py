@@ -75,12 +75,24 @@ def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: st
     module.add_flags(parser)
 
 
+# Flags of earlier versions -> what they are called now, as in `appo train`.
+RENAMED = {
+    "--fps": "--video-fps", "--max-frames": "--video-max-frames", "--min-frames": "--video-min-frames",
+    "--frames": "--video-max-frames", "--pixels-per-frame": "--video-max-pixels", "--sample": "--num-generations",
+    "--group": "--num-generations", "--generations": "--num-generations", "--max-new-tokens": "--max-completion-length",
+    "--completion": "--max-completion-length",
+}  # fmt: skip
+
+
 def _unknown(parser: argparse.ArgumentParser, command: str, word: str) -> str:
     """What to say about an argument that a command does not have; a flag written short is named in full."""
     for name in command.split():
         choices = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         parser = next(choices)[name]
-    near = meant(word.partition("=")[0], parser._option_string_actions) if word.startswith("--") else ""
+    flag = word.partition("=")[0]
+    if RENAMED.get(flag) in parser._option_string_actions:
+        return f"{flag} is called {RENAMED[flag]} now"
+    near = meant(flag, parser._option_string_actions) if word.startswith("--") else ""
     hint = f"did you mean {near}? " if near else ""
     return f"unknown argument {word}; {hint}`appo {command} --help` lists what there is"
 

@@ -41,8 +41,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--split", help="part of the dataset (docs/data.md)")
     flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset (made clips: 500)")
     flags("--level", help="of made clips: L1, L2 or L3 (default: L1)")
-    flags("--fps", type=float, help="frames sampled a second (default: 2)")
-    flags("--max-frames", type=positive, help="frames of a video at most (default: 16; spotlight: 24)")
+    flags("--video-fps", dest="fps", type=float, help="frames sampled a second (default: 2)")
+    flags(
+        "--video-max-frames",
+        dest="max_frames",
+        type=positive,
+        help="frames of a video at most (default: 16; spotlight: 24)",
+    )
     flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--batch-size", type=positive, help="questions a model is asked at once (default: 16)")
     flags("--max-description", type=positive, help="tokens of a description at most (default: 512)")

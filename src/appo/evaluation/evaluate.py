@@ -103,9 +103,13 @@ def evaluate(settings: EvalSettings, console: Console) -> Path:
 def _asking(settings: EvalSettings) -> Asking:
     """How questions are asked, with the defaults that depend on model and dataset."""
     if settings.temperature is not None and settings.sample is None:
-        raise ValueError("--temperature is of samples: give --sample K as well, or leave it out for greedy responses")
+        raise ValueError(
+            "--temperature is of samples: give --num-generations K as well, or leave it out for greedy responses"
+        )
     if settings.temperature is not None and not settings.temperature > 0:
-        raise ValueError(f"--temperature is {settings.temperature}: it must be above 0; leave out --sample for greedy")
+        raise ValueError(
+            f"--temperature is {settings.temperature}: it must be above 0; leave out --num-generations for greedy"
+        )
     tiny, world = settings.model == SPOTLIGHT, settings.dataset == SPOTLIGHT
     frames = SAMPLING if world else FrameSampling()
     max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
