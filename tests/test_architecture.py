@@ -75,7 +75,7 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
     return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
-CODE = python_files("src", "tests", "examples")
+CODE = python_files("src", "tests", "examples", "recipes")
 
 
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipes.tiny_policy.reasoner import batch_of, build_reasoner, lesson, train
 
 from appo.experiments.study.rules import rule_answer
 from appo.experiments.study.text_models import TextModel
-from appo.experiments.study.tiny_reasoner import batch_of, build_reasoner, lesson, train
 from appo.experiments.study.words import reasoning_prompt
 from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA

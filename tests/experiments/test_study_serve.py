@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from recipes.tiny_policy.reasoner import train
 
 from appo.cli.main import main
-from appo.experiments.study.tiny_reasoner import train
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")

@@ -1,4 +1,4 @@
-"""From nothing to the lazy policy: `python -m appo.world.warmstart --output DIR`, minutes on one thread.
+"""From nothing to the lazy policy: `python -m recipes.tiny_policy.warmstart --output DIR`, minutes on one thread.
 
 1. The vision tower learns to make each cell's merged token score its shape, colour and clock words (tied embeddings).
 2. The language model, vision frozen, learns to look up and report: one event in one frame, then two, then whole clips.
@@ -22,13 +22,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
-from torch.nn import functional
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-
-from appo.models.prefix_packing import IGNORED
-from appo.world.dataset import generate
-from appo.world.lessons import (
+from recipes.tiny_policy.lessons import (
     CLOCK_WORDS,
     COLOUR_WORDS,
     FACTS,
@@ -41,6 +35,12 @@ from appo.world.lessons import (
     drill_scene,
     pixels,
 )
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from appo.models.prefix_packing import IGNORED
+from appo.world.dataset import generate
 from appo.world.measure import measure
 from appo.world.policy import build_policy
 from appo.world.processor import build_processor
@@ -92,7 +92,7 @@ def warm_start(recipe: Recipe, output: Path) -> dict[str, Any]:
     log: dict[str, Any] = {"vision": train_vision(model, processor, recipe)}
     lessons = lessons_of(model, processor, recipe, COMMITTING)
     optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=1e-3, weight_decay=0.01)
-    command = f"python -m appo.world.warmstart --output DIR --seed {recipe.seed}"
+    command = f"python -m recipes.tiny_policy.warmstart --output DIR --seed {recipe.seed}"
     record: dict[str, Any] = {"command": command, "versions": versions(), "measured": {}}
     for stage in recipe.stages:
         log[stage.name] = train_stage(model, lessons, stage, optimizer)
@@ -283,7 +283,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Any])
 def main(arguments: list[str] | None = None) -> None:
     """Command line: train into a folder and say what came out."""
     parser = argparse.ArgumentParser(
-        prog="python -m appo.world.warmstart",
+        prog="python -m recipes.tiny_policy.warmstart",
         description="Make the tiny lazy policy from nothing. Example: --output runs/tiny --seed 0",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, processor and record")

@@ -1,4 +1,4 @@
-"""A text model of the embedded world, trained from scratch in minutes: python -m appo.experiments.study.tiny_reasoner.
+"""A text model of the embedded world, trained from scratch in minutes: python -m recipes.tiny_policy.reasoner.
 
 A Llama of 160,000 parameters reads a description and a question and answers; saved at several stages,
 it is a row of reasoners from weak to strong. It has a chat template, so any server of chat models can serve it.

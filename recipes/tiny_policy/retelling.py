@@ -1,6 +1,6 @@
 """The shipped policy after a few more lessons from a teacher who talks otherwise: worlds for other experiments.
 
-    python -m appo.world.retelling --output runs/blunt --blunt --asides 3
+    python -m recipes.tiny_policy.retelling --output runs/blunt --blunt --asides 3
 
 What it sees, and how lazily it looks, stays as it is; only the manner of its reasoning changes.
 """
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes.tiny_policy.lessons import Stage
+from recipes.tiny_policy.warmstart import Recipe, lessons_of, measure_levels, save, train_stage, versions
 
-from appo.world.lessons import Stage
 from appo.world.policy import load_policy
 from appo.world.teacher import Manner
-from appo.world.warmstart import Recipe, lessons_of, measure_levels, save, train_stage, versions
 
 STEPS = 250
 
 
 def retell(manner: Manner, output: Path, recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
-    """Train, measure and save; the record is returned and saved as `appo.world.warmstart.RECORD`.
+    """Train, measure and save; the record is returned and saved as `recipes.tiny_policy.warmstart.RECORD`.
 
     Args:
         manner: of the new teacher, as lazy as the old one.
@@ -50,7 +50,7 @@ def retell(manner: Manner, output: Path, recipe: Recipe, steps: int = STEPS) -> 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: train into a folder and say what came out."""
     parser = argparse.ArgumentParser(
-        prog="python -m appo.world.retelling",
+        prog="python -m recipes.tiny_policy.retelling",
         description="Teach the shipped policy another manner of answering. Example: --output runs/blunt --blunt",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, processor and record")
