@@ -134,10 +134,9 @@ def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int
     for question, prompt, ids_G in zip(questions, prompts, groups, strict=True):
         texts = processor.batch_decode(ids_G, skip_special_tokens=True)
         right_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
-        row = {"event_frames": question.event_frames}
         rated = zip(ids_G, texts, right_G, strict=True)
         samples = [Sample(ids.tolist(), text, right[None]) for ids, text, right in rated]
-        made.append(Asked(Group(row, prompt, samples=samples), ids_G, right_G))
+        made.append(Asked(Group({}, question, prompt, samples=samples), ids_G, right_G))
     return made
 
 

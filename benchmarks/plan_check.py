@@ -233,13 +233,13 @@ def head_tile(words: int) -> Iterator[None]:
 
 def run_of(cell: Cell, trainer: APPOTrainer, inputs: Any) -> Run:
     """The same step in the plan's words."""
-    frames, rows, columns = inputs["video_grid_thw"][0].tolist()
+    frames, rows, columns = inputs.videos.grid_thw[0].tolist()
     patches = frames * rows * columns
     video = VideoShape(frames, rows * 14, columns * 14, patches, patches // 4)
     return Run(
         architecture=SHAPES[cell.model],
         video=video,
-        prompt_text_tokens=inputs["input_ids"].shape[1] - video.tokens,
+        prompt_text_tokens=inputs.length - video.tokens,
         num_generations=cell.generations,
         max_completion_length=cell.completion,
         prompts_per_gpu=cell.prompts,

@@ -16,7 +16,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from appo.experiments.plan.architecture import PUBLISHED, Architecture
 from appo.models.checkpointing_names import quiet
-from appo.models.mrope import use_pretrained_positions
+from appo.models.families import use_pretrained_positions
+from appo.models.prompt import Prompt, Vision
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
 TEXT_TOKENS = 64
@@ -101,8 +102,8 @@ def build_model(name: str, device: str, dtype: torch.dtype, *, checkpointing: bo
     return use_pretrained_positions(model)
 
 
-def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> dict[str, Any]:
-    """Processor output of a prompt of P tokens: 64 of text around a video of 64 tokens a frame (fewer when tiny)."""
+def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> Prompt:
+    """A prompt of P tokens: 64 of text around a video of 64 tokens a frame (fewer when tiny)."""
     text = min(TEXT_TOKENS, tokens // 2)
     frames, rest = divmod(tokens - text, TOKENS_PER_FRAME)
     height = 8
@@ -116,15 +117,9 @@ def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> dict[str, 
     ids_1P = torch.tensor([[*words[:2], *video, *words[2:]]])
     grid = torch.tensor([[frames, 2 * height, 2 * height]])
     pixels = torch.randn(int(grid.prod()), 3 * 2 * 14 * 14, generator=generator)
-    prompt = {
-        "input_ids": ids_1P,
-        "attention_mask": torch.ones_like(ids_1P),
-        "mm_token_type_ids": 2 * (ids_1P == config.video_token_id).long(),
-        "pixel_values_videos": pixels.to(next(model.parameters()).dtype),
-        "video_grid_thw": grid,
-        "second_per_grid_ts": torch.tensor([1.0]),
-    }
-    return {key: value.to(device) for key, value in prompt.items()}
+    video_inputs = Vision(pixels.to(next(model.parameters()).dtype), grid, torch.tensor([1.0]))
+    types_1P = 2 * (ids_1P == config.video_token_id).long()
+    return Prompt(ids_1P, types_1P, videos=video_inputs).to(device)
 
 
 def responses_of(model: Any, group: int, tokens: int, device: str, seed: int = 0) -> list[Tensor]:

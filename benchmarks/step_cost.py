@@ -40,9 +40,8 @@ from transformers.video_utils import load_video
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
-from appo.models.mrope import use_pretrained_positions
+from appo.models.families import family_of, use_pretrained_positions
 from appo.rewards.templates import build_messages
-from appo.rollout.generation import vision_token_ids
 from appo.rollout.timers import Stopwatch
 from appo.world import build_policy, generate, load_policy
 
@@ -120,9 +119,9 @@ def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path
     model, processor = policy(args)
     shared = settings(args, folder)
     if way == "stock":
-        shared["generation_kwargs"] = shared["generation_kwargs"] | {"suppress_tokens": vision_token_ids(model.config)}
+        shared["generation_kwargs"] = shared["generation_kwargs"] | {"suppress_tokens": family_of(model).banned_ids}
         # The vision tower is frozen in all of them.
-        model.model.visual.requires_grad_(False)
+        family_of(model).tower.requires_grad_(False)
         if not is_torchcodec_available():
             _decode_with_pyav(processor.video_processor)
         config = GRPOConfig(**shared, beta=0.0, loss_type="grpo")

@@ -20,10 +20,11 @@ from shapes import SHAPES, ModelShape, prompt_of, responses_of
 from torch import Tensor
 
 from appo.method.perception import token_weights
+from appo.models.families import family_of
 from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import log_probs_at, score_group
-from appo.models.prefix_packing import IGNORED, VISION_KEYS, group_rows
-from appo.rollout.generation import respond, vision_token_ids
+from appo.models.prefix_packing import IGNORED, group_rows
+from appo.rollout.generation import respond
 from appo.training.trl_batch import PackedModel
 
 CAPTURE_LAYERS = 3
@@ -61,9 +62,9 @@ class GroupUpdate:
         group = len(self.responses)
         for start in range(0, group, rows_per_call):
             stop = min(start + rows_per_call, group)
-            inputs, _ = group_rows(self.prompt, self.responses[start:stop])
+            inputs, _ = group_rows(self.model, self.prompt, self.responses[start:stop])
             labels = inputs["input_ids"].clone()
-            labels[:, : self.prompt["input_ids"].shape[1]] = IGNORED
+            labels[:, : self.prompt.length] = IGNORED
             with torch.set_grad_enabled(grad):
                 outputs = self.model(**inputs, labels=labels, fused_lm_head=True, output_attentions=attentions)
             if grad:
@@ -73,9 +74,9 @@ class GroupUpdate:
     def packed(self, *, grad: bool) -> None:
         """The trainer's path: the group behind one prompt."""
         self._use("appo")
-        rows, _ = group_rows(self.prompt, self.responses)
+        rows, _ = group_rows(self.model, self.prompt, self.responses)
         labels = rows["input_ids"].clone()
-        labels[:, : self.prompt["input_ids"].shape[1]] = IGNORED
+        labels[:, : self.prompt.length] = IGNORED
         call = PackedModel(self.model, [self.prompt], len(self.responses), self.model)
         with torch.set_grad_enabled(grad):
             outputs = call(
@@ -92,8 +93,8 @@ class GroupUpdate:
         for start in range(0, len(self.responses), rows_per_call):
             rows = min(rows_per_call, len(self.responses) - start)
             # One prompt: every tensor's copies follow one another.
-            names = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
-            copies = {key: torch.cat([self.prompt[key]] * rows) for key in names if key in self.prompt}
+            copies = {key: torch.cat([value] * rows) for key, value in self.prompt.mapping().items()}
+            copies["attention_mask"] = torch.ones_like(copies["input_ids"])
             with torch.no_grad():
                 self.model.generate(
                     **copies,
@@ -113,7 +114,7 @@ class GroupUpdate:
     @property
     def _generation(self) -> dict[str, Any]:
         length = len(self.responses[0])
-        banned = vision_token_ids(self.model.config)
+        banned = family_of(self.model).banned_ids
         return {
             "min_new_tokens": length,
             "max_new_tokens": length,

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from appo.method.perception import token_weights
-from appo.models.log_probs import log_probs_at, score_group
+from appo.models import Prompt, freeze_vision_tower, log_probs_at, score_group
 from appo.rewards.functions import format_reward, score_answer
 from appo.rewards.templates import build_messages
-from appo.rollout.generation import PromptInputs, encode_prompt, generate
+from appo.rollout.generation import encode_prompt, generate
 from appo.types import GroupScores, PerceptionWeights, VideoQA
 from appo.video.reader import FrameSampling, read_video
 from appo.world import generate as generate_clips
@@ -67,7 +67,7 @@ class Group:
     """One question and its G responses: the unit in which everything is sampled, scored, weighted and trained."""
 
     question: VideoQA
-    prompt: PromptInputs
+    prompt: Prompt
     responses: list[Tensor]
     old_log_probs_GN: Tensor
     mask_GN: Tensor
@@ -111,7 +111,7 @@ def train(
     model: Any, processor: Any, questions: Sequence[VideoQA], settings: Settings, is_right: IsRight = is_right
 ) -> Iterator[Step]:
     """The method, one optimiser step after another; the model is changed in place."""
-    model.base_model.visual.requires_grad_(False)  # the paper freezes it: what is learned is where to look
+    freeze_vision_tower(model)  # the paper freezes it: what is learned is where to look
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     stream = itertools.cycle(questions)
@@ -159,8 +159,8 @@ def train(
         yield Step(number, loss, reward, right, len(rewards) - len(groups), groups)
 
 
-def encode(processor: Any, question: VideoQA) -> PromptInputs:
-    """A question as model inputs: the mp4 file is decoded once, its pixels exist once for the whole group."""
+def encode(processor: Any, question: VideoQA) -> Prompt:
+    """A question as a prompt: the mp4 file is decoded once, its pixels exist once for the whole group."""
     video = read_video(question.video, processor.video_processor, SAMPLING)
     return encode_prompt(processor, build_messages(question, instruction=""), [video])
 
@@ -174,7 +174,7 @@ def overlong(responses: Sequence[Tensor], settings: Settings) -> Tensor:
 
 @torch.no_grad()
 def look(
-    model: Any, prompt: PromptInputs, responses: Sequence[Tensor], accuracy_G: Tensor, settings: Settings
+    model: Any, prompt: Prompt, responses: Sequence[Tensor], accuracy_G: Tensor, settings: Settings
 ) -> tuple[GroupScores, PerceptionWeights]:
     """Steps 1 to 8: which frames did the answers look at, and at which tokens do they part from each other?"""
     # Step 1. One forward pass of the old policy: log-probabilities, and how much attention each token paid to each

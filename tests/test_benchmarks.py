@@ -144,9 +144,9 @@ def test_the_published_way_really_returns_attention() -> None:
 def test_paper_and_tensors_count_the_same_tokens(prompt: int) -> None:
     model = build_model("tiny", "cpu", torch.float32)
     inputs = prompt_of(model, prompt, "cpu")
-    assert inputs["input_ids"].shape == (1, prompt)
-    video = int((inputs["input_ids"] == model.config.video_token_id).sum())
-    assert 4 * video == len(inputs["pixel_values_videos"])
+    assert inputs.ids_1P.shape == (1, prompt)
+    video = int((inputs.ids_1P == model.config.video_token_id).sum())
+    assert 4 * video == len(inputs.videos.pixels)
     packed = pack_group(model, inputs, responses_of(model, 3, 5, "cpu"))
     assert packed.inputs["input_ids"].numel() == work_of(SHAPES["tiny"], prompt, 5, 3).packed_tokens
 

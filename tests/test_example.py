@@ -181,9 +181,10 @@ def test_with_weights_of_one_the_gradient_is_reinforce_by_hand(
     tokens = sum(len(response) for group in step.groups for response in group.responses)
     for group in step.groups:
         for response, advantages_N in zip(group.responses, group.advantages_GN, strict=True):
-            ids_1L = torch.cat([group.prompt["input_ids"], response[None]], dim=1)
-            types_1L = torch.nn.functional.pad(group.prompt["mm_token_type_ids"], (0, len(response)))
-            vision = {key: group.prompt[key] for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
+            ids_1L = torch.cat([group.prompt.ids_1P, response[None]], dim=1)
+            types_1L = torch.nn.functional.pad(group.prompt.types_1P, (0, len(response)))
+            mapping = group.prompt.mapping()
+            vision = {key: mapping[key] for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
             logits_LV = model(input_ids=ids_1L, mm_token_type_ids=types_1L, **vision).logits[0]
             log_probs_NV = logits_LV[-len(response) - 1 : -1].log_softmax(dim=-1)
             total = total - advantages_N[0] * log_probs_NV.gather(1, response[:, None]).sum() / tokens

@@ -219,6 +219,7 @@ class Group:
 
     Attributes:
         row: the dataset's row: ``prompt`` and the columns that reward functions need.
+        question: what the row asks, for records and pages.
         prompt: the encoded prompt; None for text that TRL generates about.
         prompt_ids: token ids of the prompt.
         samples: the G responses; none before the stage ``generate``.
@@ -229,6 +230,7 @@ class Group:
     """
 
     row: dict[str, Any]
+    question: VideoQA
     prompt: Any = None
     prompt_ids: list[int] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from appo import APPOTrainer
-from appo.models.vision_tower import trains_vision
+from appo.models.families import family_of
 from tests.combinations.world import GROUP, Shown, is_placeholder, number_of
 
 FEATURES_CLOSE = 1e-5  # the same tower on the same pixels, alone or in a batch
@@ -68,7 +68,7 @@ class Spectator:
         self.problems: set[str] = set()
         self._config = trainer.base_model.config
         # What a trained tower makes of a picture is known before its first step only.
-        self._trains_tower = trains_vision(trainer.base_model)
+        self._trains_tower = family_of(trainer.base_model).trains_vision
         self._trainer, self._oracle, self._given = trainer, oracle, given
         self._ids: Tensor | None = None
         inner = trainer.base_model.base_model

@@ -115,10 +115,10 @@ def test_the_prompt_reaches_the_model_as_it_was_written(tmp_path, case: Case, pr
     for question, row in zip(questions, load(case.name, annotations, videos, case.split), strict=True):
         videos = [cache.read(source) for source in video_sources(row["prompt"])]
         inputs = encode_prompt(processor, row["prompt"], videos)
-        text = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+        text = processor.tokenizer.decode(inputs.ids_1P[0], skip_special_tokens=True)
         asked = "\n".join([question.question, *lettered(question.options), INSTRUCTIONS[row["response_format"]]])
         assert text == f"user {asked}\nassistant\n"
-        assert ("pixel_values_videos" in inputs, "pixel_values" in inputs) == (
+        assert (inputs.has_video, inputs.images is not None) == (
             bool(question.video),
             bool(question.image),
         )

@@ -134,7 +134,7 @@ def test_held_out_questions_encoded_once_are_answered_as_from_their_files(tmp_pa
     bits = cells.evaluated(model, processor, read_back)
     assert bits["right"] == "".join(str(int(answer.right)) for answer in plain)
     assert 0 < bits["right"].count("1") < 12
-    assert not any("pixel" in key for prompt in read_back.prompts for key in prompt)
+    assert not any(prompt.has_pixels for prompt in read_back.prompts)
 
 
 def test_a_changed_setting_is_a_method_of_its_own(tmp_path) -> None:

@@ -21,7 +21,7 @@ from appo.experiments.compare.controls import (
 )
 from appo.experiments.compare.perceiving import averaged, group_perception
 from appo.rollout.token_weights import with_base
-from appo.types import Group, GroupScores, Sample
+from appo.types import Group, GroupScores, Sample, VideoQA
 from tests.method.oracle_perception import kl, minmax
 from tests.method.perception_cases import Case, kinds, random_case, seeds
 
@@ -70,7 +70,8 @@ def made(case: Case, events: list[int], base: float = 1.0) -> tuple[Group, World
     lengths = enumerate(case.mask_GN.sum(dim=1).tolist())
     samples = [Sample(list(range(n)), "", case.rewards_G[i : i + 1]) for i, n in lengths]
     world = World(PlainWeigher(case, base), lambda _: case.log_probs_GNV, Words(), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    return Group({"event_frames": events}, samples=samples, scores=scores, weights=weights), world
+    question = VideoQA("", None, "", "", event_frames=tuple(events))
+    return Group({}, question, samples=samples, scores=scores, weights=weights), world
 
 
 @settings(max_examples=100, deadline=None)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.method.perception import TILE_ROWS, token_weights
+from appo.models.families import family_of
 from appo.models.frame_attention import _visible_keys, capture_frame_attention
-from appo.models.frame_tokens import frame_spans
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prefix_packing import group_rows
-from tests.support.tiny import VIDEO, VOCAB, PromptShape, random_prompt, random_responses
+from tests.support.tiny import VOCAB, PromptShape, in_double, random_prompt, random_responses
 from tests.support.tiny import tiny_model as build_tiny_model
 
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 3)]
@@ -77,8 +77,8 @@ def test_capture_equals_eager_output_attentions(shape, lengths, heads, layers, c
     prompt, responses = random_prompt(shape, seed), random_responses(lengths, seed)
     kwargs = {"heads": heads[0], "kv_heads": heads[1], "dtype": dtype}
     model = tiny_model(**kwargs)
-    rows, mask = group_rows(prompt, responses)
-    spans = frame_spans(prompt["input_ids"][0], prompt["video_grid_thw"], video_token_id=VIDEO, merge_size=2)
+    rows, mask = group_rows(model, prompt, responses)
+    spans = family_of(model).spans(prompt)
     frame_BL = torch.nn.functional.pad(spans.frame_L, (0, mask.shape[1]), value=-1).expand(len(lengths), -1)
     query_BN = (len(spans.frame_L) - 1 + torch.arange(mask.shape[1])).expand(len(lengths), -1)
     with (
@@ -98,27 +98,24 @@ def left_padded_batch():
         random_prompt(PromptShape(videos=((2, 1, 2), (3, 2, 1)), text=3), 1),
         random_prompt(PromptShape(videos=((4, 1, 1),), images=((1, 2),), text=6), 2),
     ]
-    longest = max(p["input_ids"].shape[1] for p in prompts)
+    longest = max(p.length for p in prompts)
 
     def left(x, value):
         return torch.nn.functional.pad(x, (longest - x.shape[1], 0), value=value)
 
     rows = {
-        "input_ids": torch.cat([left(p["input_ids"], 0) for p in prompts]),
-        "attention_mask": torch.cat([left(p["attention_mask"], 0) for p in prompts]),
-        "mm_token_type_ids": torch.cat([left(p["mm_token_type_ids"], 0) for p in prompts]),
-        "pixel_values_videos": torch.cat([p["pixel_values_videos"] for p in prompts]),
-        "video_grid_thw": torch.cat([p["video_grid_thw"] for p in prompts]),
-        "second_per_grid_ts": torch.cat([p["second_per_grid_ts"] for p in prompts]),
-        "pixel_values": prompts[1]["pixel_values"],
-        "image_grid_thw": prompts[1]["image_grid_thw"],
+        "input_ids": torch.cat([left(p.ids_1P, 0) for p in prompts]),
+        "attention_mask": torch.cat([left(torch.ones_like(p.ids_1P), 0) for p in prompts]),
+        "mm_token_type_ids": torch.cat([left(p.types_1P, 0) for p in prompts]),
+        "pixel_values_videos": torch.cat([p.videos.pixels for p in prompts]),
+        "video_grid_thw": torch.cat([p.videos.grid_thw for p in prompts]),
+        "second_per_grid_ts": torch.cat([p.videos.seconds for p in prompts]),
+        "pixel_values": prompts[1].images.pixels,
+        "image_grid_thw": prompts[1].images.grid_thw,
     }
     assert rows["attention_mask"].min() == 0
-    grids = [p["video_grid_thw"] for p in prompts]
-    frame_BL = torch.stack([
-        frame_spans(ids, grid, video_token_id=VIDEO, merge_size=2).frame_L
-        for ids, grid in zip(rows["input_ids"], grids, strict=True)
-    ])  # fmt: skip
+    family = family_of(tiny_model())
+    frame_BL = torch.cat([left(family.spans(p).frame_L[None], -1) for p in prompts])
     query_BN = torch.tensor([[longest - 3, longest - 2, longest - 1]] * 2)
     return rows, frame_BL, query_BN
 
@@ -227,8 +224,8 @@ def test_scores_equal_one_row_at_a_time(shape, lengths, temperature, seed):
         scores = score_group(model, prompt, responses, temperature=temperature)
         at = log_probs_at(model, scores, temperature=temperature)
         for i, response in enumerate(responses):
-            rows, _ = group_rows(prompt, [response])
-            logits = model(**rows).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
+            rows, _ = group_rows(model, prompt, [response])
+            logits = model(**rows).logits[0, prompt.length - 1 : -1]
             expected = (logits.double() / temperature).log_softmax(-1)
             j = torch.arange(len(response))
             chosen = expected[j, response]
@@ -242,13 +239,13 @@ def test_scores_equal_one_row_at_a_time(shape, lengths, temperature, seed):
 @pytest.mark.parametrize("shared_prefix", [True, False])
 def test_log_prob_gradients_equal_those_of_the_full_logits(shared_prefix):
     prompt, responses = random_prompt(PromptShape()), random_responses([3, 5])
-    prompt = {key: value.double() if value.is_floating_point() else value for key, value in prompt.items()}
+    prompt = in_double(prompt)
     model = build_tiny_model(dtype=torch.float64)
     score_group(model, prompt, responses, shared_prefix=shared_prefix).log_probs_GN.sum().backward()
     actual = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    rows, mask = group_rows(prompt, responses)
-    P = prompt["input_ids"].shape[1]
+    rows, mask = group_rows(model, prompt, responses)
+    P = prompt.length
     log_probs = model(**rows).logits[:, P - 1 : -1].log_softmax(-1).gather(-1, rows["input_ids"][:, P:, None])[..., 0]
     log_probs[mask].sum().backward()
     for name, parameter in model.named_parameters():

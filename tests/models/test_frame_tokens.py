@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appo.models.families import family_of
 from appo.models.frame_tokens import check_time_advances, frame_pool, frame_spans
 from tests.support.tiny import VIDEO, PromptShape, random_prompt, tiny_model
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 
 
+tiny_model = cache(tiny_model)
+
+
 def spans_of(prompt):
-    return frame_spans(prompt["input_ids"][0], prompt.get("video_grid_thw"), video_token_id=VIDEO, merge_size=2)
+    return family_of(tiny_model()).spans(prompt)
 
 
 def test_hand_worked_two_videos_of_different_sizes():
@@ -44,13 +50,13 @@ def test_every_frame_has_its_tokens(videos):
     spans = spans_of(prompt)
     expected = [h * w for t, h, w in videos for _ in range(t)]
     assert torch.bincount(spans.frame_L[spans.frame_L >= 0]).tolist() == expected
-    assert ((spans.frame_L >= 0) == (prompt["input_ids"][0] == VIDEO)).all()
+    assert ((spans.frame_L >= 0) == (prompt.ids_1P[0] == VIDEO)).all()
 
 
 def test_wrong_grid_is_refused_with_both_numbers():
     prompt = random_prompt(PromptShape())
     with pytest.raises(ValueError, match=r"holds 6 video placeholder tokens .* asks for 8"):
-        frame_spans(prompt["input_ids"][0], torch.tensor([[4, 2, 4]]), video_token_id=VIDEO, merge_size=2)
+        frame_spans(prompt.ids_1P[0], torch.tensor([[4, 2, 4]]), video_token_id=VIDEO, merge_size=2)
 
 
 def test_pool_averages_over_the_tokens_of_a_frame():
@@ -70,9 +76,8 @@ def test_pool_averages_over_the_tokens_of_a_frame():
 def test_time_must_advance_from_frame_to_frame(seconds, advances, remark):
     prompt = random_prompt(PromptShape(seconds=seconds))
     positions, _ = tiny_model().model.get_rope_index(
-        prompt["input_ids"], prompt["mm_token_type_ids"],
-        video_grid_thw=prompt["video_grid_thw"], second_per_grid_ts=prompt["second_per_grid_ts"],
-    )  # fmt: skip
+        prompt.ids_1P, prompt.types_1P, video_grid_thw=prompt.videos.grid_thw, second_per_grid_ts=prompt.videos.seconds
+    )
     if advances:
         check_time_advances(positions[:, 0], spans_of(prompt))
     else:

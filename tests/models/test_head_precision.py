@@ -11,7 +11,7 @@ from datasets import Dataset
 from appo import APPOConfig, APPOTrainer
 from appo.models.frame_attention import full_precision
 from appo.models.log_probs import log_probs_at, score_group
-from appo.rollout.generation import PromptInputs
+from appo.models.prompt import Prompt
 from appo.rollout.vllm.colocate import VideoEngine
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, rows_of
@@ -34,7 +34,7 @@ def trainer_of(folder, dataset: Dataset, **settings) -> APPOTrainer:
     )
 
 
-def encoded(trainer: APPOTrainer, dataset: Dataset) -> PromptInputs:
+def encoded(trainer: APPOTrainer, dataset: Dataset) -> Prompt:
     return trainer.encoder.read(trainer.model, dataset[0]["prompt"])
 
 

@@ -54,7 +54,7 @@ def inputs(tmp_path_factory):
 
 def logits(model, inputs) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(**inputs).logits
+        return model.eval()(**inputs.mapping()).logits
 
 
 def test_a_merged_adapter_has_the_adapters_own_logits(base, adapter, inputs):

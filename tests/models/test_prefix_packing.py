@@ -16,7 +16,7 @@ from transformers.masking_utils import flash_attention_mask
 from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import score_group
 from appo.models.prefix_packing import group_rows, pack_group
-from tests.support.tiny import ARCHITECTURES, PromptShape, random_prompt, random_responses, tiny_model
+from tests.support.tiny import ARCHITECTURES, PromptShape, in_double, random_prompt, random_responses, tiny_model
 
 shared_model = cache(tiny_model)
 video_sizes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3))
@@ -64,10 +64,6 @@ def assert_equal_scores(packed, rows, tolerance):
             assert float((a - b).detach().abs().max()) <= allowed * scale, name
 
 
-def cast(prompt, dtype):
-    return {key: value.to(dtype) if key.startswith("pixel") else value for key, value in prompt.items()}
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=prompt_shapes,
@@ -83,7 +79,8 @@ def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temp
     shape = replace(shape, timestamps=architecture == "qwen3_vl")
     dtype, tolerance = precision
     model = shared_model(architecture=architecture, heads=heads[0], kv_heads=heads[1], dtype=dtype)
-    prompt, responses = cast(random_prompt(shape, seed), dtype), random_responses(lengths, seed)
+    prompt, responses = random_prompt(shape, seed), random_responses(lengths, seed)
+    prompt = in_double(prompt) if dtype == torch.float64 else prompt
     assert_equal_scores(
         *score_both_ways(model, prompt, responses, temperature=temperature, rows_per_chunk=chunk), tolerance
     )
@@ -93,15 +90,15 @@ def test_packing_is_as_small_as_it_can_be():
     """P - 1 shared positions and one for each response token; every label once."""
     prompt, responses = random_prompt(PromptShape()), random_responses([2, 5, 1])
     packed = pack_group(shared_model(), prompt, responses)
-    P = prompt["input_ids"].shape[1]
+    P = prompt.length
     assert packed.inputs["input_ids"].shape == (1, P - 1 + 8)
     assert packed.labels_1T[0, P - 1 :].tolist() == torch.cat(responses).tolist()
     assert (packed.labels_1T[0, : P - 1] == -100).all()
-    last = int(prompt["input_ids"][0, -1])
+    last = int(prompt.ids_1P[0, -1])
     assert packed.inputs["input_ids"][0, [P - 1, P + 1, P + 6]].tolist() == [last] * 3
     segment_starts = packed.inputs["position_ids"][0, 0, [P - 1, P + 1, P + 6]]
     assert len(set(segment_starts.tolist())) == 1, "every response starts right after the prompt"
-    assert packed.inputs["pixel_values_videos"] is prompt["pixel_values_videos"], "pixels exist once"
+    assert packed.inputs["pixel_values_videos"] is prompt.videos.pixels, "pixels exist once"
 
 
 def test_an_empty_response_takes_no_position():
@@ -121,7 +118,7 @@ def test_an_empty_response_takes_no_position():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant):
     prompt, responses = random_prompt(PromptShape()), random_responses([3, 5])
-    prompt = cast(prompt, torch.float64)
+    prompt = in_double(prompt)
     plain = score_both_ways(tiny_model(dtype=torch.float64), prompt, responses)[0]
     model = tiny_model(dtype=torch.float64)
     model.train()
@@ -181,7 +178,7 @@ def test_chunks_hold_less_for_the_backward_pass():
         log_probs = -functional.cross_entropy(logits[0], shift_labels[0], reduction="none", ignore_index=-100)
         return SimpleNamespace(log_probs=log_probs[None], entropy=None)
 
-    rows, mask = group_rows(prompt, responses)
+    rows, mask = group_rows(model, prompt, responses)
     labels = rows["input_ids"].clone()
     labels[:, : -mask.shape[1]] = -100
     saved = {}
@@ -205,7 +202,7 @@ def test_chunks_hold_less_for_the_backward_pass():
 def test_lora_adapters_train_alike(reentrant):
     """Packed and as rows, through PEFT's wrapper, with gradient checkpointing."""
     peft = pytest.importorskip("peft")
-    prompt, responses = cast(random_prompt(PromptShape()), torch.float64), random_responses([3, 5])
+    prompt, responses = in_double(random_prompt(PromptShape())), random_responses([3, 5])
     config = peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=2, init_lora_weights=False)
     torch.manual_seed(0)
     model = peft.get_peft_model(tiny_model(dtype=torch.float64), config).double()
@@ -232,8 +229,8 @@ def test_an_attention_function_that_ignores_the_layout_is_noticed():
     packed.layout.assert_kept()
 
 
-def test_an_unknown_architecture_is_refused_with_the_way_out(monkeypatch):
+def test_layers_with_a_state_are_refused_with_the_way_out(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr(type(model.config), "model_type", "llava_next_video")
-    with pytest.raises(ValueError, match="set shared_prefix to false"):
-        score_group(model, random_prompt(PromptShape()), random_responses([2]))
+    monkeypatch.setattr(model.config.get_text_config(), "layer_types", ["linear_attention", *["full_attention"] * 2])
+    with pytest.raises(ValueError, match=r"qwen2_5_vl models .* set shared_prefix to false"):
+        pack_group(model, random_prompt(PromptShape()), random_responses([2]))

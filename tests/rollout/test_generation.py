@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -9,20 +11,17 @@ from datasets import Dataset
 from packaging.version import Version
 from transformers import GenerationConfig
 
+from appo.models.families import family_of
 from appo.models.log_probs import score_group
-from appo.models.prefix_packing import encode_vision, join_vision, prompt_spans, reuses_vision
 from appo.rewards.templates import build_messages
 from appo.rollout.generation import (
     VideoCache,
-    check_time,
     clean_messages,
     encode_prompt,
     generate,
     has_video,
     respond,
     video_sources,
-    vision_token_ids,
-    without_pixels,
 )
 from appo.types import VideoSource
 from appo.video.reader import FrameSampling, MissingVideoError
@@ -61,7 +60,7 @@ def test_null_fields_of_a_table_do_not_add_videos(policy, questions):
     cache = VideoCache(processor.video_processor, SAMPLING)
     video = cache.read(questions[0].video)
     one = encode_prompt(processor, through_arrow, [video])
-    assert torch.equal(one["input_ids"], encode_prompt(processor, messages, [video])["input_ids"])
+    assert torch.equal(one.ids_1P, encode_prompt(processor, messages, [video]).ids_1P)
 
 
 def test_prompt_equals_the_processors_own_chat_template_path(policy, questions):
@@ -77,7 +76,7 @@ def test_prompt_equals_the_processors_own_chat_template_path(policy, questions):
         conversation, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
         processor_kwargs={"video_metadata": [video.metadata], "do_sample_frames": False},
     )  # fmt: skip
-    actual = encode(processor, question)
+    actual = encode(processor, question).mapping()
     for key in ("input_ids", "pixel_values_videos", "video_grid_thw", "mm_token_type_ids"):
         assert torch.equal(actual[key], expected[key]), key
     assert actual["second_per_grid_ts"].tolist() == [1.0], "two of two sampled frames a second"
@@ -86,11 +85,12 @@ def test_prompt_equals_the_processors_own_chat_template_path(policy, questions):
 def test_frames_are_at_different_times_and_lost_metadata_is_noticed(policy, questions):
     model, processor = policy
     prompt = encode(processor, questions[0])
-    assert prompt_spans(model, prompt).frames == 8
-    check_time(model, prompt)
-    lost = {**prompt, "second_per_grid_ts": torch.tensor([2 / 24])}
+    family = family_of(model)
+    assert family.spans(prompt).frames == 8
+    family.check_time(prompt)
+    lost = replace(prompt, videos=replace(prompt.videos, seconds=torch.tensor([2 / 24])))
     with pytest.raises(ValueError, match="do not grow from frame to frame"):
-        check_time(model, lost)
+        family.check_time(lost)
 
 
 def test_a_file_is_decoded_once_and_its_times_outlive_the_pixels(policy, questions):
@@ -123,7 +123,7 @@ def test_batched_generation_equals_one_at_a_time(policy, questions):
     """Greedy decoding of prompts of different lengths, left-padded together, and alone."""
     model, processor = policy
     prompts = [encode(processor, question) for question in questions[:4]]
-    assert len({prompt["input_ids"].shape[1] for prompt in prompts}) > 1
+    assert len({prompt.length for prompt in prompts}) > 1
     together = generate(model, processor, prompts, max_new_tokens=12, temperature=0.0)
     for prompt, group in zip(prompts, together, strict=True):
         alone = generate(model, processor, [prompt], max_new_tokens=12, temperature=0.0)[0][0]
@@ -139,20 +139,21 @@ def test_responses_end_with_their_first_end_token_and_hold_no_placeholder(policy
     for ids in groups[0]:
         ends = (ids == end).nonzero()
         assert len(ids) == 64 or (len(ends) == 1 and int(ends[0]) == len(ids) - 1)
-        assert not set(ids.tolist()) & set(vision_token_ids(model.config))
+        assert not set(ids.tolist()) & set(family_of(model).banned_ids)
     assert len({tuple(ids.tolist()) for ids in groups[0]}) > 1, "sampling is random"
 
 
 def test_vision_tensors_of_prompts_follow_one_another_and_blank_frames_keep_their_shape(policy, questions):
-    _, processor = policy
+    model, processor = policy
     prompts = [encode(processor, question) for question in questions[:2]]
-    batch = join_vision(prompts)
-    assert torch.equal(batch["pixel_values_videos"], torch.cat([p["pixel_values_videos"] for p in prompts]))
+    batch = family_of(model).vision_inputs(prompts)
+    assert torch.equal(batch["pixel_values_videos"], torch.cat([prompt.videos.pixels for prompt in prompts]))
     assert batch["video_grid_thw"].shape == (2, 3)
     assert "pixel_values" not in batch
-    blank = without_pixels(prompts[0])
-    assert blank["pixel_values_videos"].abs().sum() == 0
-    assert torch.equal(blank["input_ids"], prompts[0]["input_ids"])
+    blank = prompts[0].without_pixels()
+    assert blank.videos.pixels.abs().sum() == 0
+    assert blank.videos.pixels.shape == prompts[0].videos.pixels.shape
+    assert torch.equal(blank.ids_1P, prompts[0].ids_1P)
 
 
 @pytest.mark.parametrize("given", ["an argument", "a list", "the settings", "the model's own"])
@@ -189,14 +190,15 @@ def test_an_argument_of_none_takes_the_end_away():
 
 def stock_generate(model, prompts, responses, pad, **settings):
     """The oracle: transformers' own generation on prompts copied G times, pixels and all."""
-    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    longest = max(prompt.length for prompt in prompts)
     rows = [prompt for prompt in prompts for _ in range(responses)]
 
-    def padded(key, value):
-        return torch.cat([torch.nn.functional.pad(r[key], (longest - r[key].shape[1], 0), value=value) for r in rows])
+    def padded(parts, value):
+        return torch.cat([torch.nn.functional.pad(x, (longest - x.shape[1], 0), value=value) for x in parts])
 
-    inputs = {"input_ids": padded("input_ids", pad), "attention_mask": padded("attention_mask", 0)}
-    inputs |= {"mm_token_type_ids": padded("mm_token_type_ids", 0), **join_vision(rows)}
+    ids_1P = [row.ids_1P for row in rows]
+    inputs = {"input_ids": padded(ids_1P, pad), "attention_mask": padded(map(torch.ones_like, ids_1P), 0)}
+    inputs |= {"mm_token_type_ids": padded([row.types_1P for row in rows], 0), **family_of(model).vision_inputs(rows)}
     with torch.no_grad():
         return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
 
@@ -211,9 +213,9 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
         shapes = [PromptShape(videos=((1, 1, 2),), text=3), PromptShape(videos=((1, 2, 2),), images=((1, 2),), text=6)]
         prompts = [random_prompt(shape, seed) for seed, shape in enumerate(shapes)]
         if architecture != "qwen2_5_vl":
-            prompts = [{k: v for k, v in prompt.items() if k != "second_per_grid_ts"} for prompt in prompts]
+            prompts = [replace(prompt, videos=replace(prompt.videos, seconds=None)) for prompt in prompts]
         model.generation_config.update(eos_token_id=1, pad_token_id=0)
-    assert len({prompt["input_ids"].shape[1] for prompt in prompts}) > 1, "prompts of different lengths"
+    assert len({prompt.length for prompt in prompts}) > 1, "prompts of different lengths"
     outputs = []
     stock = model.generate
 
@@ -223,9 +225,9 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
 
     monkeypatch.setattr(model, "generate", recording)
     for settings in ({"do_sample": False}, {"do_sample": True, "top_k": 0}):
-        settings = {**settings, "max_new_tokens": 8, "suppress_tokens": vision_token_ids(model.config)}
+        settings = {**settings, "max_new_tokens": 8, "suppress_tokens": family_of(model).banned_ids}
         for features in (False, True) if TAKES_FEATURES else (False,):
-            inputs = [encode_vision(model, prompt) for prompt in prompts] if features else prompts
+            inputs = [family_of(model).encode_vision(prompt) for prompt in prompts] if features else prompts
             torch.manual_seed(1)
             respond(model, pad, inputs, 3, **settings)
             monkeypatch.undo()
@@ -239,15 +241,15 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
 
 def test_the_vision_tower_runs_once_per_prompt(policy, questions):
     model, processor = policy
-    assert reuses_vision(model) == TAKES_FEATURES
+    assert family_of(model).reuses_vision == TAKES_FEATURES
     if not TAKES_FEATURES:
         pytest.skip("this transformers takes pixels only")
     prompts = [encode(processor, question) for question in questions[:2]]
     grids = []
     hook = model.model.visual.register_forward_hook(lambda module, args, kwargs, out: grids.append(1), with_kwargs=True)
-    features = [encode_vision(model, prompt) for prompt in prompts]
+    features = [family_of(model).encode_vision(prompt) for prompt in prompts]
     assert len(grids) == 2
-    assert all("pixel_values_videos" not in prompt for prompt in features), "the pixels can be forgotten"
+    assert not any(prompt.has_pixels for prompt in features), "the pixels can be forgotten"
     groups = respond(model, processor.tokenizer.pad_token_id, features, 4, max_new_tokens=4)
     with torch.no_grad():
         packed = score_group(model, features[0], groups[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,16 +9,19 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appo.models.prompt import Prompt, Vision
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.rollout.timers import Stopwatch
 from appo.training.trl_batch import RowsModel, batch_weights, by_group, by_row
-from appo.types import Group, PerceptionWeights, Sample
+from appo.types import Group, PerceptionWeights, Sample, VideoQA
+from tests.support.tiny import IMAGE, VIDEO, tiny_model
 
+QUESTION = VideoQA("", None, "", "")
 ONE = TotalReward(torch.tensor([1.0]))
 
 
 def group_of(*rewards: float, name: str = "") -> Group:
-    return Group({"name": name}, samples=[Sample([2], "x", torch.tensor([reward])) for reward in rewards])
+    return Group({"name": name}, QUESTION, samples=[Sample([2], "x", torch.tensor([reward])) for reward in rewards])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def group_of(*rewards: float, name: str = "") -> Group:
     ],
 )
 def test_a_group_is_flat_when_all_total_rewards_are_equal(rewards, weights, flat):
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor(weights))) is flat
 
 
@@ -58,7 +59,7 @@ NAN = float("nan")
     ],
 )
 def test_a_group_is_flat_when_trl_would_make_all_its_advantages_zero(rewards, aggregation, flat):
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     assert is_flat(group, TotalReward(torch.tensor([1.0, 1.0]), aggregation)) is flat
 
 
@@ -82,7 +83,7 @@ def test_flat_groups_are_those_without_advantages(rewards, weights, aggregation)
         summands_GR = np.stack(columns, axis=1)
     totals = np.nansum(summands_GR * weights_R, axis=1)[scored_G]
     advantages = totals - totals.mean() if len(totals) else totals
-    group = Group({}, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
+    group = Group({}, QUESTION, samples=[Sample([2], "x", torch.tensor(row)) for row in rewards])
     flat = is_flat(group, TotalReward(torch.tensor(weights), aggregation))
     assert flat == bool(np.all(np.abs(advantages) < 1e-5))
 
@@ -156,19 +157,18 @@ def test_weights_of_groups_of_different_lengths_in_one_batch():
 
 def test_calls_about_rows_get_the_videos_of_their_groups():
     prompts = [
-        {"pixel_values_videos": torch.full((2, 3), float(i)), "video_grid_thw": torch.tensor([[1, 2, i + 1]])}
+        Prompt(torch.tensor([[9]]), videos=Vision(torch.full((2, 3), float(i)), torch.tensor([[1, 2, i + 1]])))
         for i in range(2)
     ]
-    base = SimpleNamespace(config=SimpleNamespace(image_token_id=8, video_token_id=9))
     calls = []
-    model = RowsModel(lambda **inputs: calls.append(inputs), prompts, 2, base)
-    model(input_ids=torch.tensor([[9, 1, 8]] * 4), attention_mask="kept")
+    model = RowsModel(lambda **inputs: calls.append(inputs), prompts, 2, tiny_model())
+    model(input_ids=torch.tensor([[VIDEO, 1, IMAGE]] * 4), attention_mask="kept")
     assert calls[0]["pixel_values_videos"][:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert calls[0]["video_grid_thw"][:, 2].tolist() == [1, 1, 2, 2]
     assert calls[0]["mm_token_type_ids"].tolist() == [[2, 0, 1]] * 4
     assert calls[0]["attention_mask"] == "kept"
     with pytest.raises(AssertionError, match="all rows at once"):
-        model(input_ids=torch.tensor([[9, 1, 8]] * 3))
+        model(input_ids=torch.tensor([[VIDEO, 1, IMAGE]] * 3))
 
 
 def test_parts_of_a_step_add_up_to_the_whole():

@@ -15,7 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from appo.models.prefix_packing import FEATURES, encode_vision
+from appo.models.families import family_of
 from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import VideoCache, encode_prompt, pictures
 from appo.rollout.timers import Stopwatch
@@ -79,9 +79,9 @@ class Watch:
         expected = []
         if pictures(messages):
             with torch.no_grad():
-                output = model.base_model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+                output = model.base_model.get_image_features(inputs.images.pixels, inputs.images.grid_thw)
             expected = list(torch.cat(list(output.pooler_output)))
-        ids = inputs["input_ids"][0]
+        ids = inputs.ids_1P[0]
         assert self.seen, "no gradient was made, so nothing was checked"
         for ids_L, features in self.seen:
             start = int((ids_L == ids[0]).nonzero()[0])
@@ -179,7 +179,7 @@ def encoder(policy) -> PromptEncoder:
 
 
 def features_of(inputs: Any) -> Tensor:
-    return torch.cat(list(inputs[FEATURES]["image"].pooler_output))
+    return torch.cat(inputs.images.features.tokens)
 
 
 def copies(count: int) -> Iterator[tuple[Any, Any]]:
@@ -195,7 +195,9 @@ def test_pictures_in_memory_keep_their_own_features(policy, encoder):
     for messages, copied in copies(75):
         inputs = encoder.read(model, messages)
         seen = encoder.see(model, copied, inputs)
-        torch.testing.assert_close(features_of(seen), features_of(encode_vision(model, inputs)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            features_of(seen), features_of(family_of(model).encode_vision(inputs)), rtol=0, atol=0
+        )
 
 
 def test_the_same_picture_is_encoded_once_however_it_is_given(policy, encoder, tmp_path):

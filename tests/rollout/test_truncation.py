@@ -30,10 +30,10 @@ def packed_call(model: Any, kept: list[list[bool]], rows_per_chunk: int) -> tupl
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     use_appo_attention(model)
     ids, labels = [], []
-    longest = max(prompt["input_ids"].shape[1] for prompt in PROMPTS)
+    longest = max(prompt.length for prompt in PROMPTS)
     for prompt, row_kept in zip(PROMPTS, kept, strict=True):
         for response, is_kept in zip(random_responses([4, 4, 4]), row_kept, strict=True):
-            own = prompt["input_ids"][0]
+            own = prompt.ids_1P[0]
             pad = torch.zeros(longest - len(own), dtype=torch.long)
             ids.append(torch.cat([pad, own, response]))
             ignored = torch.full((longest,), -100)

@@ -10,7 +10,8 @@ from datasets import Dataset
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
 
 from appo import APPOConfig, APPOTrainer
-from appo.rollout.generation import respond, vision_token_ids
+from appo.models.families import family_of
+from appo.rollout.generation import respond
 from appo.rollout.vllm import colocate as room
 from appo.rollout.vllm.colocate import VideoLLM
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt
@@ -76,7 +77,7 @@ def test_after_new_weights_greedy_answers_are_those_of_transformers(make, datase
     from vllm import SamplingParams
 
     trainer = make(dataset)
-    banned = vision_token_ids(trainer.model.config)
+    banned = family_of(trainer.model).banned_ids
     prompts = [row["prompt"] for row in dataset.select(range(4))]
     answers = []
     for seed in (None, 1, 2):
@@ -126,7 +127,7 @@ def test_text_alone_takes_the_way_of_trl(make, monkeypatch):
 def test_vision_placeholders_are_never_sampled(make, dataset, monkeypatch):
     """A policy that wants to say nothing but <|video_pad|>."""
     trainer = make(dataset)
-    banned = vision_token_ids(trainer.model.config)
+    banned = family_of(trainer.model).banned_ids
     model = model_of(trainer.vllm_generation.llm)
     compute, calls = model.compute_logits, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from appo.rollout.vllm import colocate as room
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt
 from appo.rollout.vllm.server import VideoClient
-from appo.types import Group, Sample
+from appo.types import Group, Sample, VideoQA
 from appo.world.processor import build_tokenizer
 from tests.rollout.vllm_stand_in import StandIn, put_in_place
 from tests.support.runs import clips, logged, make_trainer, rows_of
@@ -157,8 +158,7 @@ class Hurried(StandIn):
 
     def _read(self, request):
         inputs = super()._read(request)
-        inputs["second_per_grid_ts"] = inputs["second_per_grid_ts"] * 2
-        return inputs
+        return replace(inputs, videos=replace(inputs.videos, seconds=inputs.videos.seconds * 2))
 
 
 class Short(StandIn):
@@ -245,7 +245,8 @@ def test_the_difference_of_log_probs_leaves_out_what_vllm_does_not_know():
     scores = SimpleNamespace(log_probs_GN=torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
     allowed = torch.tensor([[-0.5, 0.0], [0.0, 0.0]])
     none = torch.empty(0)
-    group = Group({}, samples=[Sample([1, 2], "", none, [-0.25, None]), Sample([3], "", none, [-4.0])])
+    samples = [Sample([1, 2], "", none, [-0.25, None]), Sample([3], "", none, [-4.0])]
+    group = Group({}, VideoQA("", None, "", ""), samples=samples)
     assert room.log_prob_difference(group, scores, allowed) == pytest.approx((0.25 + 1.0) / 2)
 
 

@@ -10,7 +10,7 @@ import torch
 from trl.generation import vllm_generation
 
 from appo.models.log_probs import log_probs_at, score_group
-from appo.models.prefix_packing import VISION_KEYS
+from appo.models.prompt import Prompt
 from appo.rollout.generation import respond
 from appo.world import build_policy
 
@@ -59,8 +59,8 @@ class StandIn:
 
     def _answer(self, request: dict[str, Any], sampling: Any) -> Any:
         inputs = self._read(request)
-        if "video_grid_thw" in inputs:
-            self.engine_model.get_mrope_input_positions(inputs["input_ids"][0].tolist(), [_feature(inputs)])
+        if inputs.has_video:
+            self.engine_model.get_mrope_input_positions(inputs.ids_1P[0].tolist(), [_feature(inputs)])
         banned = self.processor.tokenizer.convert_tokens_to_ids(sampling.bad_words)
         ((ids,),) = respond(
             self.model.eval(), 0, [inputs], 1, do_sample=True, top_k=0, max_new_tokens=sampling.max_tokens,
@@ -69,35 +69,32 @@ class StandIn:
         log_probs = self._log_probs(inputs, ids, banned)
         reported = [{int(t): SimpleNamespace(logprob=p, rank=1)} for t, p in zip(ids, log_probs, strict=True)]
         output = SimpleNamespace(token_ids=ids.tolist(), logprobs=reported)
-        return SimpleNamespace(prompt_token_ids=inputs["input_ids"][0].tolist(), outputs=[output])
+        return SimpleNamespace(prompt_token_ids=inputs.ids_1P[0].tolist(), outputs=[output])
 
-    def _read(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, request: dict[str, Any]) -> Prompt:
         ids = request["prompt_token_ids"]
         if "multi_modal_data" not in request:
             ids_1P = torch.tensor([ids])
-            blank = {"attention_mask": torch.ones_like(ids_1P), "mm_token_type_ids": torch.zeros_like(ids_1P)}
-            return {"input_ids": ids_1P, **blank}
+            return Prompt(ids_1P, torch.zeros_like(ids_1P))
         videos = request["multi_modal_data"]["video"]
         text = self.processor.tokenizer.decode(ids)
         assert text.count("<|video_pad|>") == len(videos), "vLLM expands placeholders itself"
-        encoded = self.processor(
+        return Prompt.of(self.processor(
             text=[text], videos=[frames for frames, _ in videos], video_metadata=[data for _, data in videos],
             return_tensors="pt", **request["mm_processor_kwargs"],
-        )  # fmt: skip
-        known = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
-        return {key: torch.as_tensor(value) for key, value in encoded.items() if key in known}
+        ))  # fmt: skip
 
     @torch.no_grad()
-    def _log_probs(self, inputs: dict[str, Any], ids: torch.Tensor, banned: list[int]) -> list[float]:
+    def _log_probs(self, inputs: Prompt, ids: torch.Tensor, banned: list[int]) -> list[float]:
         scores = score_group(self.model, inputs, [ids], capture_layers=0, shared_prefix=False)
         words_nV = log_probs_at(self.model, scores)(torch.zeros(len(ids)).long(), torch.arange(len(ids)))
         words_nV[:, banned] = -torch.inf
         return words_nV.log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
 
 
-def _feature(inputs: dict[str, Any]) -> Any:
+def _feature(inputs: Prompt) -> Any:
     names = ("video_grid_thw", "second_per_grid_ts")
-    return SimpleNamespace(data={name: SimpleNamespace(data=inputs[name][0]) for name in names})
+    return SimpleNamespace(data={name: SimpleNamespace(data=inputs.mapping()[name][0]) for name in names})
 
 
 def put_in_place(monkeypatch: Any, engine: Callable[..., Any] = StandIn) -> None:

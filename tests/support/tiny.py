@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+
+from appo.models.prompt import Prompt, Vision
 
 VOCAB = 96
 VISION_START, VISION_END, IMAGE, VIDEO = 92, 93, 94, 95
@@ -111,8 +113,8 @@ class PromptShape:
     timestamps: bool = False
 
 
-def random_prompt(shape: PromptShape, seed: int = 0) -> dict[str, Any]:
-    """Processor-shaped output for one prompt: videos, then images, then text."""
+def random_prompt(shape: PromptShape, seed: int = 0) -> Prompt:
+    """Videos, then images, then text."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for frames, height, width in shape.videos:
@@ -123,22 +125,20 @@ def random_prompt(shape: PromptShape, seed: int = 0) -> dict[str, Any]:
     for height, width in shape.images:
         ids += [VISION_START, *[IMAGE] * (height * width), VISION_END]
     ids += torch.randint(2, 90, (shape.text,), generator=generator).tolist()
-    input_ids = torch.tensor([ids])
-    prompt: dict[str, Any] = {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "mm_token_type_ids": (input_ids == IMAGE).long() + 2 * (input_ids == VIDEO).long(),
-    }
+    ids_1P, images, videos = torch.tensor([ids]), None, None
     if shape.videos:
         grid = torch.tensor([(t, 2 * h, 2 * w) for t, h, w in shape.videos])
-        prompt["video_grid_thw"] = grid
-        prompt["pixel_values_videos"] = _pixels(grid, generator)
-        prompt["second_per_grid_ts"] = torch.tensor(shape.seconds or [1.0] * len(shape.videos))
+        videos = Vision(_pixels(grid, generator), grid, torch.tensor(shape.seconds or [1.0] * len(shape.videos)))
     if shape.images:
         grid = torch.tensor([(1, 2 * h, 2 * w) for h, w in shape.images])
-        prompt["image_grid_thw"] = grid
-        prompt["pixel_values"] = _pixels(grid, generator)
-    return prompt
+        images = Vision(_pixels(grid, generator), grid)
+    return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), images, videos)
+
+
+def in_double(prompt: Prompt) -> Prompt:
+    """The prompt with its pixels as float64."""
+    images, videos = (v and replace(v, pixels=v.pixels.double()) for v in (prompt.images, prompt.videos))
+    return replace(prompt, images=images, videos=videos)
 
 
 def random_responses(lengths: list[int], seed: int = 0) -> list[Tensor]:

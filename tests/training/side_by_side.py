@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
-from appo.rollout.generation import vision_token_ids
+from appo.models.families import family_of
 from appo.world import build_policy
 from appo.world.processor import CHAT_TEMPLATE, build_tokenizer
 from tests.support.runs import FAST, accuracy_reward
@@ -41,7 +41,7 @@ def policy(kind: str) -> tuple[Any, Any, list[int]]:
     """A policy, what reads its prompts, and the tokens it must not sample: a language model, or one that sees."""
     if kind == "vision-language":
         model, processor = build_policy(0)
-        return model, processor, vision_token_ids(model.config)
+        return model, processor, family_of(model).banned_ids
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)

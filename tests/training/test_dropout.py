@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from appo import APPOConfig, APPOTrainer
+from appo.data.table import question_of
 from appo.types import Group, Sample
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, rows_of
@@ -39,7 +40,7 @@ def test_identical_responses_have_weights_of_exactly_one(tmp_path, dataset):
     trainer = make(tmp_path, dataset, method="appo")
     prompt = trainer.encoder.read(trainer.base_model, dataset[0]["prompt"])
     samples = [Sample([40, 41, 42, 43, 44, 45], "", torch.tensor([float(number % 2)])) for number in range(4)]
-    group = Group({"prompt": dataset[0]["prompt"]}, prompt, samples=samples)
+    group = Group({}, question_of(dataset[0]), prompt, samples=samples)
     trainer.model.train()
     before = torch.get_rng_state()
     (group,) = trainer.pipeline.score([group])

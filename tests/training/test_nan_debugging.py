@@ -16,8 +16,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from appo.cli.main import main
 from appo.training.atomic_checkpoint import last_complete
-from appo.training.replaying import Findings, _figures, replay
-from appo.training.replays import FILE, NotFiniteError, read_replay, write_description, write_tensors
+from appo.training.fault_tolerance import REPLAY_FILE as FILE
+from appo.training.fault_tolerance import NotFiniteError, write_description, write_tensors
+from appo.training.nan_debugging import Findings, _figures, read_replay, replay
 from appo.training.trainer_state import plain
 from tests.support.runs import accuracy_reward, clips, make_trainer, rows_of
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from appo.cli.main import main
 from appo.reports.run_folder import CONFIG, RunFolder
 from appo.training.arguments import parse
-from appo.training.reopening import Found, taken_back
+from appo.training.resume import Found, taken_back
 from appo.training.run import train
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")

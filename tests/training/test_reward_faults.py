@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from appo.cli.main import main
 from appo.training.atomic_checkpoint import last_complete
-from appo.training.reward_faults import SHOWN_CHARACTERS, RewardError, watched
+from appo.training.faults import SHOWN_CHARACTERS, RewardError, watched
 from tests.support.runs import accuracy_reward, clips, make_trainer, rows_of
 
 ARGUMENTS: dict[str, Any] = {

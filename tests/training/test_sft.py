@@ -115,13 +115,13 @@ def test_the_prompt_is_that_of_reinforcement_learning_and_labels_are_the_complet
         batch = collate([table[i] for i in range(start, start + 4)])
         prompts = [online.encoder.read(online.model, table[i]["prompt"]) for i in range(start, start + 4)]
         for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"):
-            assert torch.equal(batch[key], torch.cat([torch.as_tensor(prompt[key]) for prompt in prompts])), key
+            assert torch.equal(batch[key], torch.cat([prompt.mapping()[key] for prompt in prompts])), key
         for b, prompt in enumerate(prompts):
-            P = prompt["input_ids"].shape[1]
+            P = prompt.length
             ids, labels = batch["input_ids"][b], batch["labels"][b]
             end = int(batch["attention_mask"][b].sum())
-            assert torch.equal(ids[:P], prompt["input_ids"][0])
-            assert torch.equal(batch["mm_token_type_ids"][b, :P], prompt["mm_token_type_ids"][0])
+            assert torch.equal(ids[:P], prompt.ids_1P[0])
+            assert torch.equal(batch["mm_token_type_ids"][b, :P], prompt.types_1P[0])
             assert (labels[:P] == IGNORED).all()
             assert torch.equal(labels[P:end], ids[P:end])
             assert (labels[end:] == IGNORED).all()
@@ -160,13 +160,13 @@ def cross_entropy(model: Any, processor: Any, row: dict[str, Any]) -> list[float
     video = next(part["video"] for part in row["prompt"][0]["content"] if part["type"] == "video")
     prompt = encode_prompt(processor, row["prompt"], [read_video(video, processor.video_processor, EVERY_FRAME)])
     said = [*processor.tokenizer(row["completion"]).input_ids, processor.tokenizer.eos_token_id]
-    ids = torch.cat([prompt["input_ids"], torch.tensor([said])], dim=1)
-    types = torch.cat([prompt["mm_token_type_ids"], torch.zeros(1, len(said), dtype=torch.int64)], dim=1)
-    vision = {key: prompt[key] for key in ("video_grid_thw", "second_per_grid_ts")}
-    pixels = prompt["pixel_values_videos"].double()
+    ids = torch.cat([prompt.ids_1P, torch.tensor([said])], dim=1)
+    types = torch.cat([prompt.types_1P, torch.zeros(1, len(said), dtype=torch.int64)], dim=1)
+    vision = {"video_grid_thw": prompt.videos.grid_thw, "second_per_grid_ts": prompt.videos.seconds}
+    pixels = prompt.videos.pixels.double()
     with torch.no_grad():
         logits = model(input_ids=ids, mm_token_type_ids=types, pixel_values_videos=pixels, **vision).logits
-    start = prompt["input_ids"].shape[1] - 1
+    start = prompt.length - 1
     log_probs = logits[0, start:-1].log_softmax(-1)
     return [-float(log_probs[n, token]) for n, token in enumerate(said)]
 

@@ -11,9 +11,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
-from appo.models.prefix_packing import reuses_vision
+from appo.models.families import family_of
 from appo.rollout import pipeline as pipeline_module
-from appo.rollout.generation import vision_token_ids
 from appo.training.vision_check import BlindPolicyError
 from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
@@ -76,7 +75,7 @@ def test_text_only_prompts_train_like_stock_trl(tmp_path):
     words = ["what colour is the star ?", "what shape is the red one ?", "which came first ?", "when ?"]
     dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in words])
     model, processor = build_policy(0)
-    banned = vision_token_ids(model.config)
+    banned = family_of(model).banned_ids
     args = GRPOConfig(str(tmp_path / "trl"), generation_kwargs={"suppress_tokens": banned}, epsilon_high=0.28, **FAST)
     stock = GRPOTrainer(model, accuracy_reward, args, train_dataset=dataset, processing_class=processor)
     stock.train()
@@ -119,7 +118,7 @@ def test_groups_stay_whole_with_their_own_video_and_each_file_is_decoded_once(tm
     for batch in batches:
         for prompt_ids, mask, vision in zip(batch["prompt_ids"], batch["prompt_mask"], batch["vision"], strict=True):
             assert len(prompt_ids) == 4
-            own = vision["input_ids"][0]
+            own = vision.ids_1P[0]
             for row, row_mask in zip(prompt_ids, mask, strict=True):
                 assert torch.equal(row[row_mask.bool()], own)
             assert abs(float(batch["advantages"][0].sum())) < 1e-4, "a whole group's advantages cancel"
@@ -169,7 +168,7 @@ def test_old_and_new_log_probs_agree_and_capture_rides_on_the_pass_that_makes_th
 def test_a_frozen_vision_tower_runs_once_per_video_and_step(tmp_path, dataset, frozen, encoded):
     """Two videos, one step. Frozen: once each. Trained: once each for generation, for scoring and for the update."""
     trainer = make_trainer(tmp_path, dataset, method="appo", max_resampling_rounds=0, freeze_vision_tower=frozen)
-    if frozen and not reuses_vision(trainer.model):
+    if frozen and not family_of(trainer.model).reuses_vision:
         pytest.skip("this transformers takes pixels only")
     trainer._checked_vision = True  # its own passes are not counted here
     trainer.args.max_steps = 1
@@ -184,7 +183,7 @@ def test_a_frozen_vision_tower_runs_once_per_video_and_step(tmp_path, dataset, f
 def test_vision_placeholders_are_never_sampled(tmp_path, dataset):
     """A policy that wants to say nothing but <|video_pad|>."""
     trainer = make_trainer(tmp_path, dataset, method="grpo", max_steps=1)
-    banned = vision_token_ids(trainer.model.config)
+    banned = family_of(trainer.model).banned_ids
     head = trainer.model.get_output_embeddings()
     calls = []
 

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.trainer import grpo_trainer
 
 from appo import APPOConfig, APPOTrainer
-from appo.training.replaying import _ReplayTrainer
+from appo.training.nan_debugging import _ReplayTrainer
 from appo.training.sft import VideoSFTTrainer
 from tests.training.side_by_side import stock_trainer
 

@@ -188,8 +188,8 @@ def encoded(processor: Any, messages: list[dict[str, Any]], sampling: FrameSampl
 def test_seconds_per_grid_of_qwen2_5_vl(ten_a_second: str, clip: list[float], frames: int, seconds: float) -> None:
     processor = build_policy(0)[1]
     inputs, _ = encoded(processor, messages_of(ten_a_second, *clip), FrameSampling(2, 16, 4))
-    assert inputs["video_grid_thw"][0, 0] == frames // 2
-    assert inputs["second_per_grid_ts"].tolist() == pytest.approx([seconds])
+    assert inputs.videos.grid_thw[0, 0] == frames // 2
+    assert inputs.videos.seconds.tolist() == pytest.approx([seconds])
 
 
 def test_timestamps_of_qwen3_vl_count_from_the_start_of_the_clip(ten_a_second: str) -> None:
@@ -199,7 +199,7 @@ def test_timestamps_of_qwen3_vl_count_from_the_start_of_the_clip(ten_a_second: s
         words.image_processor, byte_tokenizer(), Qwen3VLVideoProcessor(size=size), chat_template=words.chat_template
     )
     inputs, cache = encoded(processor, messages_of(ten_a_second, 3, 5), FrameSampling(2, 16, 4))
-    text = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    text = processor.tokenizer.decode(inputs.ids_1P[0], skip_special_tokens=True)
     # 20 frames, 4 of them evenly from the first to the last: 0, 6, 13, 19, so (0 + 0.6) / 2 and (1.3 + 1.9) / 2 s.
     assert [part.split(">")[0] for part in text.split("<")[1:]] == ["0.3 seconds", "1.6 seconds"]
     assert cache.timestamps(messages_of(ten_a_second, 3, 5)) == pytest.approx((0.3, 1.6))

@@ -17,7 +17,7 @@ from recipes.tiny_policy.lessons import Lessons, Stage, build_pool
 from recipes.tiny_policy.warmstart import SHORT, Recipe, embed, positions, train_stage, train_vision
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from appo.models.mrope import use_pretrained_positions
+from appo.models.families import use_pretrained_positions
 from appo.models.prefix_packing import IGNORED
 from appo.rewards.templates import build_messages, parse_response
 from appo.video.reader import read_video

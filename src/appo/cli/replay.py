@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay and print what was found; returns the exit code."""
-    from appo.training.replaying import replay
+    from appo.training.nan_debugging import replay
 
     for line in replay(arguments.run, arguments.process).lines():
         print(line)

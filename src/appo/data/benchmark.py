@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from appo.data.files import file_in
+from appo.data.files import file_in, rows_of_file
 from appo.data.row import LETTERS, NO_OPTION, UNREADABLE, Row, RowError
 from appo.rewards.answer_parsing import lenient_answer, strict_answer
 from appo.rewards.functions import comparison
@@ -54,11 +54,12 @@ class Measure:
 
 
 class Benchmark(ABC):
-    """One benchmark. A subclass sets `name`, writes `rows` and `question`, and changes of the rest what differs.
+    """One benchmark. A subclass sets `name`, writes `question`, and changes of the rest what differs.
 
     Attributes:
         name: what ``--dataset`` and :func:`appo.data.load` call it.
         splits: its parts; empty: it has none.
+        file_name: of the annotations in their folder; ``{split}`` stands for the split.
         kinds: the kinds of answers that its questions have, of :data:`appo.rewards.scorers.KINDS`: how they are
             rewarded and scored.
         response_format: what its prompts ask for, one of :data:`appo.rewards.templates.FORMATS`.
@@ -70,24 +71,37 @@ class Benchmark(ABC):
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ()
+    file_name: ClassVar[str] = "annotations.jsonl"
     kinds: ClassVar[tuple[str, ...]] = ("letter",)
     response_format: ClassVar[str] = "answer"
     measures: ClassVar[tuple[Measure, ...]] = (Measure("accuracy"),)
     part_fields: ClassVar[tuple[str, ...]] = ()
     part_order: ClassVar[tuple[str, ...]] = ()
 
-    @abstractmethod
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """The rows of the annotation files, in order; one that cannot be read carries its fault.
+        """The rows of the annotation file, in order; one that cannot be read carries its fault.
 
         Args:
-            annotations: the file, or the folder that holds it under its official name; may be a URL.
+            annotations: the file, or the folder that holds it; may be a URL.
             split: one of `splits`, or None: all that there is.
 
         Raises:
             OSError: there is no such file.
-            ValueError: a file is not of its format as a whole.
+            ValueError: a file is not of its format as a whole, or `annotation_file` says so.
         """
+        return rows_of_file(self.annotation_file(annotations, split))
+
+    def annotation_file(self, annotations: str, split: str | None) -> str:
+        """The annotation file: itself, or the one called `file_name` in the folder.
+
+        Raises:
+            ValueError: it is a folder, and no split says which file.
+        """
+        path = file_in(annotations, self.file_name.format(split=split))
+        if path != annotations and split is None and "{split}" in self.file_name:
+            splits = ", ".join(self.splits)
+            raise ValueError(f"{annotations} is a folder: name the split ({splits}), or give the file itself")
+        return path
 
     @abstractmethod
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
@@ -111,18 +125,6 @@ class Benchmark(ABC):
     def path(self, question: VideoQA) -> tuple[str, ...]:
         """For means of means: the groups that a question is in, from the outermost to the innermost."""
         return ()
-
-    def split_file(self, annotations: str, name: str, split: str | None) -> str:
-        """The annotation file itself, or that of a folder: `name`, in which ``{split}`` stands for the split.
-
-        Raises:
-            ValueError: it is a folder, and no split is named.
-        """
-        path = file_in(annotations, name.format(split=split))
-        if path != annotations and split is None:
-            splits = ", ".join(self.splits)
-            raise ValueError(f"{annotations} is a folder: name the split ({splits}), or give the file itself")
-        return path
 
     def answer_fault(self, row: Row, question: VideoQA) -> RowError | None:
         """Why no answer to a row's question can be rewarded and scored, or None."""

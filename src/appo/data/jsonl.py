@@ -7,10 +7,8 @@ misspelt one would be lost without a word. JSON lists (``.json``) are read as we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from appo.data.benchmark import Benchmark, Measure
-from appo.data.files import file_in, join, rows_of_file
+from appo.data.files import join
 from appo.data.row import NO_OPTION, Row
 from appo.rewards.scorers import KINDS
 from appo.rewards.templates import answer_letter
@@ -26,10 +24,6 @@ class OwnQuestions(Benchmark):
     name = "jsonl"
     kinds = tuple(KINDS)
     measures = (Measure("score"),)
-
-    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """The rows of the file (in a folder ``annotations.jsonl``)."""
-        return rows_of_file(file_in(annotations, "annotations.jsonl"))
 
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
         """One row. A letter answer may be the letter or the text of the option."""

@@ -188,13 +188,17 @@ def answerable(
     fault_of = get_benchmark(name).answer_fault
     place_of: dict[str, str] = {}
     for row, question in _raised(read_each(name, annotations, videos, split)):
-        first = place_of.setdefault(question.id, row.place)
-        if first is not row.place:
-            problem = f"id {question.id!r} was there before ({first})"
-            raise row.error(problem, "give every question an id of its own", DUPLICATE)
-        if fault := fault_of(row, question):
+        if fault := id_fault(row, question, place_of) or fault_of(row, question):
             raise fault
         yield row, question
+
+
+def id_fault(row: Row, question: VideoQA, place_of: dict[str, str]) -> RowError | None:
+    """That a question's id was there before, or None; `place_of` holds where each was, and learns this one."""
+    first = place_of.setdefault(question.id, row.place)
+    if first is row.place:
+        return None
+    return row.error(f"id {question.id!r} was there before ({first})", "give every question its own id", DUPLICATE)
 
 
 def _with_media(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:

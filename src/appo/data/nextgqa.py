@@ -41,6 +41,7 @@ class NextGQA(Benchmark):
 
     name = "nextgqa"
     splits = ("val", "test")  # val is what one trains on; the train split has no spans
+    file_name = "{split}.csv"
     response_format = "grounded"
     measures = GROUNDING
 
@@ -48,7 +49,7 @@ class NextGQA(Benchmark):
         """The JSON list, or the csv with each row's spans and video file."""
         if annotations.endswith((".json", ".jsonl")):
             return rows_of_file(annotations)
-        path = self.split_file(annotations, "{split}.csv", split)
+        path = self.annotation_file(annotations, split)
         gsub_path = join(parent(path), f"gsub_{split or stem(path)}.json")
         gsub = read_object(gsub_path)
 

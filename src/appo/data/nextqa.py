@@ -22,11 +22,12 @@ class NextQA(Benchmark):
 
     name = "nextqa"
     splits = ("train", "val", "test")
+    file_name = "{split}.csv"
     part_order = ("C", "T", "D", "CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO")
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
         """The csv (in a folder ``{split}.csv``), each row with the ``file`` of its video."""
-        path = self.split_file(annotations, "{split}.csv", split)
+        path = self.annotation_file(annotations, split)
         return with_video_files(rows_of_file(path), parent(path), "video")
 
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:

@@ -23,11 +23,12 @@ class PerceptionTest(Benchmark):
 
     name = "perception-test"
     splits = ("train", "valid", "test")
+    file_name = f"{PREFIX}{{split}}.json"
     part_fields = ("area", "reasoning")
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
         """One row a question, each with its ``video_id`` and, where it is cut, the ``end`` of what is shown."""
-        path = self.split_file(annotations, PREFIX + "{split}.json", split)
+        path = self.annotation_file(annotations, split)
         cuts = _cuts(path, split)
         for video_id, fields in read_object(path).items():
             video = Row(f"{path}, video {video_id}", fields if isinstance(fields, dict) else {})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from appo.data.benchmark import Benchmark
-from appo.data.files import file_in, join, rows_of_file
+from appo.data.files import join
 from appo.data.row import Row
 from appo.types import VideoQA, VideoSource
 
@@ -16,10 +14,6 @@ class Spotlight(Benchmark):
     name = "spotlight"
     kinds = ("word",)
     part_fields = ("level",)
-
-    def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """The JSON lines; in a folder ``annotations.jsonl``."""
-        return rows_of_file(file_in(annotations, "annotations.jsonl"))
 
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
         """One clip's question."""

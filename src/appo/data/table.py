@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from appo.rewards.templates import INSTRUCTIONS, build_messages
-from appo.types import CLIP_KEYS, VideoQA
+from appo.types import CLIP_KEYS, VideoQA, VideoSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,3 +154,28 @@ def _features() -> Any:
         "event_frames": List(Value("int64")),
         "metadata": text,
     })  # fmt: skip
+
+
+def question_of(row: Mapping[str, Any]) -> VideoQA:
+    """The question of a row of `rows_of`; of a user's own row as much of one as it says.
+
+    Args:
+        row: with a column ``prompt``, a string or messages; all other columns may be missing.
+    """
+    prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"content": row["prompt"]}]
+    contents = [message["content"] for message in prompt]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    texts = [part["text"] for part in parts if part["type"] == "text"] or [t for t in contents if isinstance(t, str)]
+    videos = [VideoSource.from_part(part) for part in parts if part["type"] == "video"]
+    images = [part["image"] for part in parts if part["type"] == "image" and isinstance(part["image"], str)]
+    frames = row.get("event_frames")
+    return VideoQA(
+        id=str(row.get("id", "")),
+        video=next(iter(videos), None),
+        question=str(row.get("question") or " ".join(texts)),
+        answer=str(row.get("answer", "")),
+        kind=str(row.get("kind", "")),
+        options=tuple(row.get("options") or ()),
+        image=next(iter(images), ""),
+        event_frames=None if frames is None else tuple(frames),
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from appo.data.files import join
-from appo.data.loading import get_benchmark, media_folder, read_each
+from appo.data.loading import get_benchmark, id_fault, media_folder, read_each
 from appo.data.media import MediaFiles, media_of
 from appo.data.relocating import PathFix, find_fix
 from appo.data.row import DUPLICATE, NO_OPTION, OUT_OF_RANGE, UNREADABLE, Row, RowError
@@ -137,11 +137,9 @@ def survey(name: str, annotations: str, videos: str | None, split: str | None) -
         _note_written(found, row, question, folder)
         if fault := dataset.answer_fault(row, question):
             found.faults.append(Fault(fault.category, str(fault), (row.place,)))
-        same_id = place_of_id.setdefault(question.id, row.place)
         same = place_of_content.setdefault(_content(question), row.place)
-        if same_id is not row.place:
-            error = row.error(f"id {question.id!r} was there before ({same_id})", "give every question its own id")
-            found.faults.append(Fault(DUPLICATE, str(error), (row.place,)))
+        if fault := id_fault(row, question, place_of_id):
+            found.faults.append(Fault(fault.category, str(fault), (row.place,)))
         elif same is not row.place:
             error = row.error(f"question, video and answer were there before ({same})", "leave one of the two out")
             found.faults.append(Fault(DUPLICATE, str(error), (row.place,)))
@@ -208,8 +206,7 @@ def probe_all(
 def judge(media: Media, found: Probe, uses: Sequence[Use]) -> list[Fault]:
     """What is wrong with a file and with what its rows say about it."""
     if found.category:
-        category = BAD_IMAGE if isinstance(media, ImageFile) else found.category
-        return [_file_fault(category, found.problem, media, uses)]
+        return [_file_fault(found.category, found.problem, media, uses)]
     faults = []
     bad_clips = {source: (category, problem) for source, category, problem in found.bad_clips}
     for use in uses:

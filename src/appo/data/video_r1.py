@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from appo.data.benchmark import Benchmark, Measure
-from appo.data.files import file_in, join, rows_of_file
+from appo.data.files import join
 from appo.data.row import Row
 from appo.types import VideoQA, VideoSource
 
@@ -30,13 +30,14 @@ class VideoR1(Benchmark):
 
     name = "video-r1"
     splits = ("video", "image")
+    file_name = "Video-R1-260k.json"
     kinds = tuple(KIND_OF.values())
     measures = (Measure("score"),)
     part_fields = ("problem_type",)
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """The JSON list; in a folder ``Video-R1-260k.json``. `question` refuses rows of no known sort."""
-        for row in rows_of_file(file_in(annotations, "Video-R1-260k.json")):
+        """The rows of a sort, or all. `question` refuses rows of no known sort."""
+        for row in super().rows(annotations, split):
             data_type = row.fields.get("data_type")
             if split in (None, data_type) or data_type not in self.splits:
                 yield row

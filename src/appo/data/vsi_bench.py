@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appo.data.benchmark import Benchmark, Measure
-from appo.data.files import file_in, join, rows_of_file
+from appo.data.files import join
 from appo.data.row import Row
 from appo.types import VideoQA, VideoSource
 
@@ -25,14 +25,15 @@ class VSIBench(Benchmark):
 
     name = "vsi-bench"
     splits = ("arkitscenes", "scannet", "scannetpp")
+    file_name = "test.jsonl"
     kinds = ("letter", "mra")
     measures = (Measure("score"),)
     part_fields = ("task",)
     part_order = TASKS
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """The JSON lines (in a folder ``test.jsonl``); a split takes the rows of one of the three sources."""
-        for row in rows_of_file(file_in(annotations, "test.jsonl")):
+        """All rows; a split takes those of one of the three sources."""
+        for row in super().rows(annotations, split):
             if split in (None, row.fields.get("dataset")) or not row.fields.get("dataset"):
                 yield row
 

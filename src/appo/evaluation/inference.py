@@ -13,11 +13,11 @@ import torch
 
 from appo.evaluation.predictions import Reply, batches
 from appo.evaluation.statistics import wilson_interval
+from appo.models.prompt import Prompt
 from appo.rewards.functions import score_answer
 from appo.rewards.templates import INSTRUCTION, build_messages, parse_response
 from appo.rollout.generation import (
     PromptError,
-    PromptInputs,
     VideoCache,
     encode_prompt,
     evaluation_mode,
@@ -65,7 +65,7 @@ class _EncodedBatch:
 
     index: int
     questions: list[VideoQA]
-    prompts: list[PromptInputs | str]
+    prompts: list[Prompt | str]
 
 
 def answer(
@@ -125,8 +125,8 @@ def _encode(
     return _EncodedBatch(index, questions, prompts)
 
 
-def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> PromptInputs | str:
-    """A question as model inputs, or why its video, image or text cannot be used."""
+def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> Prompt | str:
+    """A question as a prompt, or why its video, image or text cannot be used."""
     messages = build_messages(question, instruction=instruction)
     try:
         return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
@@ -149,7 +149,7 @@ def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> 
 
 
 def _generate(
-    model: Any, processor: Any, prompts: Sequence[PromptInputs], index: int, asking: Asking
+    model: Any, processor: Any, prompts: Sequence[Prompt], index: int, asking: Asking
 ) -> list[list[torch.Tensor]]:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

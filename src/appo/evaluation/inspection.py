@@ -66,16 +66,8 @@ def inspect_question(
     ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
     texts = processor.batch_decode(ids_G, skip_special_tokens=True)
     rewards_G = torch.tensor([_reward(text, question) for text in texts])
-    row = {
-        "prompt": messages,
-        "id": question.id,
-        "question": question.question,
-        "answer": question.answer,
-        "kind": question.kind,
-        "event_frames": question.event_frames and list(question.event_frames),
-    }
     names = ["accuracy_reward"] if question.answer else []
-    prompt_ids = prompt["input_ids"][0].tolist()
+    prompt_ids = prompt.ids_1P[0].tolist()
     samples = [
         Sample(ids.tolist(), text, reward[None][: len(names)])
         for ids, text, reward in zip(ids_G, texts, rewards_G, strict=True)
@@ -86,7 +78,8 @@ def inspect_question(
         weight_settings["strategy"] = "all"
     weights = weigh(model, scores, rewards_G, **weight_settings)
     advantages_G = (rewards_G - rewards_G.mean()) / (rewards_G.std() + 1e-4) if responses > 1 else rewards_G * 0
-    group = Group(row, prompt, prompt_ids, samples, videos.timestamps(messages), advantages_G, scores, weights)
+    times, row = videos.timestamps(messages), {"prompt": messages}
+    group = Group(row, question, prompt, prompt_ids, samples, times, advantages_G, scores, weights)
     return group_record(step, group, processor.tokenizer, names, keep_film(film_of(videos, messages, processor)))
 
 

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from appo.models.families import family_of
 from appo.models.frame_tokens import frame_pool
 
 # Attention probabilities held at once while capturing, in elements (float32): 16M is 64 MB.
@@ -102,7 +103,7 @@ def _causal(query_C: Tensor, keys: int, window: int | None) -> Tensor:
 
 @contextmanager
 def appo_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Run the text model's attention through this room; on leaving, the model is as it was.
+    """Run the text model's attention through this module; on leaving, the model is as it was.
 
     Without ``frame_capture`` or ``prefix_layout`` among the forward's arguments nothing changes but the name.
 
@@ -144,34 +145,25 @@ def capture_frame_attention(
     Inside, run ``model(**inputs, frame_capture=capture)``. Logits are those of the model's own kernel, bit for bit.
 
     Args:
-        model: a Hugging Face video language model whose text model runs on SDPA or flash attention.
+        model: a video language model of a known family, whose text model runs on SDPA or flash attention.
         frame_BL: int64 (B, L), frame of each input position, -1 where none.
         query_BN: int64 (B, N), input position that emits each response token.
         frames: F.
-        layers: how many of the last decoder layers to average.
+        layers: how many of the last decoder layers that attend to frames to average.
         query_chunk: queries held at once (memory only; the result does not depend on it beyond rounding).
 
     Raises:
-        ValueError: ``layers`` is not in 1..number of decoder layers, or the text model runs on a kernel that hides
-            its keys (eager, flex).
+        ValueError: ``layers`` is not in 1..number of such layers, the model has no family, or the text model runs on
+            a kernel that hides its keys (eager, flex).
     """
-    depth = checked_depth(model, layers)
     capture = FrameCapture(
         query_BN=query_BN,
         pool_BLF=frame_pool(frame_BL, frames),
-        layers=frozenset(range(depth - layers, depth)),
+        layers=family_of(model).captured_layers(layers),
         query_chunk=query_chunk,
     )
     with appo_attention(model):
         yield capture
-
-
-def checked_depth(model: PreTrainedModel, layers: int) -> int:
-    """How many decoder layers the model has. Raises ValueError unless so many attention layers can be captured."""
-    depth: int = model.config.get_text_config().num_hidden_layers
-    if not 1 <= layers <= depth:
-        raise ValueError(f"attention_layers must be between 1 and the model's {depth} decoder layers, got {layers}")
-    return depth
 
 
 def _register(base: str) -> str:

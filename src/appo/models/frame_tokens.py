@@ -68,7 +68,7 @@ def frame_pool(frame_BL: Tensor, frames: int) -> Tensor:
 
 
 def check_time_advances(position_ids_3L: Tensor, spans: FrameSpans) -> None:
-    """Assert that consecutive frames of a video have growing temporal positions. Source: ours.
+    """Assert that consecutive frames of a video have growing temporal positions. Not in the paper.
 
     With the fps metadata lost, processors fall back to a guess and every frame can land on one temporal position:
     the model then sees a pile of pictures instead of a video, without any error.

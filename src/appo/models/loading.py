@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from appo.models.mrope import use_pretrained_positions
+from appo.models.families import use_pretrained_positions
 from appo.models.names import source_of
 
 _CHECKPOINT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from appo.models.families import family_of, unwrap
 from appo.models.frame_attention import appo_attention, capture_frame_attention, full_precision
-from appo.models.prefix_packing import group_rows, pack_group, prompt_spans, unwrap
+from appo.models.prefix_packing import group_rows, pack_group
+from appo.models.prompt import Prompt
 from appo.types import GroupScores
 
 # Rows of (rows, V) logits held at once: with a 152k vocabulary and float32, 512 rows are 311 MB.
@@ -27,7 +29,7 @@ VOCABULARY_TILE = 16384
 
 def score_group(
     model: Any,
-    prompt: Mapping[str, Any],
+    prompt: Prompt | Mapping[str, Any],
     responses: Sequence[Tensor],
     *,
     capture_layers: int = 3,
@@ -39,26 +41,27 @@ def score_group(
 
     Args:
         model: a Hugging Face video language model (PEFT-wrapped or not).
-        prompt: the processor's output for one prompt: ``input_ids`` (1, P) and whatever belongs to its videos and
-            images (``pixel_values_videos``, ``video_grid_thw``, ``second_per_grid_ts``, ``mm_token_type_ids``, ...).
+        prompt: an encoded prompt, or a processor's output for one prompt as it is: ``input_ids`` (1, P) and whatever
+            belongs to its videos and images (``pixel_values_videos``, ``video_grid_thw``, ``second_per_grid_ts``,
+            ``mm_token_type_ids``, ...).
         responses: G int64 tensors of response token ids, EOS included, each of its own length >= 1.
         capture_layers: average attention to frames over so many last decoder layers; 0: capture nothing.
         temperature: the sampling temperature; log-probabilities are those of logits / temperature.
-        shared_prefix: True: prompt and video once, the responses packed behind them (ours, exact). False: ordinary
-            rows, prompt + response each.
+        shared_prefix: True: prompt and video once, the responses packed behind them (exact; not in the paper).
+            False: ordinary rows, prompt + response each.
         rows_per_chunk: responses of one forward pass, where memory asks for it; 0: all G.
 
     Returns:
         GroupScores; ``log_probs_GN`` carries gradients unless the caller disables them.
 
     Raises:
-        ValueError: no responses, an empty response, a prompt of several rows, temperature <= 0, an architecture or
-            attention implementation that cannot share a prefix or be captured.
+        ValueError: no responses, an empty response, a prompt of several rows, temperature <= 0, a model type without
+            a family, or an attention implementation that cannot share a prefix or be captured.
     """
-    _check_group(prompt, responses, temperature)
+    _check_group(responses, temperature)
     base = unwrap(model)
     device = next(base.parameters()).device
-    prompt = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
+    prompt = Prompt.of(prompt).to(device)
     forward = _packed_hidden if shared_prefix else _rows_hidden
     step = rows_per_chunk or len(responses)
     chunks = [
@@ -90,11 +93,11 @@ def _stack_chunks(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _rows_hidden(
-    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+    base: Any, prompt: Prompt, responses: Sequence[Tensor], layers: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states (G, N, H) that emit each token, mask (G, N) and frame attention (G, N, F), from ordinary rows."""
-    rows, mask_GN = group_rows(prompt, responses)
-    P, (G, N) = prompt["input_ids"].shape[1], mask_GN.shape
+    rows, mask_GN = group_rows(base, prompt, responses)
+    P, (G, N) = prompt.length, mask_GN.shape
     query_GN = (P - 1 + torch.arange(N, device=mask_GN.device)).expand(G, -1)
     frame_L, frames = _frames(base, prompt, length=P + N)
     context: Any = nullcontext()
@@ -107,7 +110,7 @@ def _rows_hidden(
 
 
 def _packed_hidden(
-    base: Any, prompt: Mapping[str, Any], responses: Sequence[Tensor], layers: int
+    base: Any, prompt: Prompt, responses: Sequence[Tensor], layers: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same from the packed group. To the capture, its keys are the shared prefix and a segment of length N."""
     packed = pack_group(base, prompt, responses)
@@ -129,7 +132,7 @@ def _packed_hidden(
 
 @dataclass(frozen=True)
 class HeadLogProbs:
-    """The policy's log-probabilities at chosen tokens of a scored group, made when asked for. Source: ours.
+    """The policy's log-probabilities at chosen tokens of a scored group, made when asked for.
 
     What `token_weights` takes, so that neither (G, N, V) nor (n, V) need exist: the scoring pass
     has left the normaliser of each token, so a piece of the LM head gives a piece of the log-probabilities, and the
@@ -178,18 +181,16 @@ def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -
     return HeadLogProbs(head, scores.hidden_GNH, scores.log_normalizer_GN, temperature)
 
 
-def _check_group(prompt: Mapping[str, Any], responses: Sequence[Tensor], temperature: float) -> None:
-    if prompt["input_ids"].ndim != 2 or prompt["input_ids"].shape[0] != 1:
-        raise ValueError(f"a group has one prompt: input_ids must be (1, P), got {tuple(prompt['input_ids'].shape)}")
+def _check_group(responses: Sequence[Tensor], temperature: float) -> None:
     if not responses or any(r.ndim != 1 or len(r) == 0 for r in responses):
         raise ValueError("responses must be a non-empty list of 1-D tensors of at least one token each")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _frames(base: Any, prompt: Mapping[str, Any], length: int) -> tuple[Tensor, int]:
+def _frames(base: Any, prompt: Prompt, length: int) -> tuple[Tensor, int]:
     """int64 (length,) frame of each position, -1 beyond the prompt and where none, and the number of frames."""
-    spans = prompt_spans(base, prompt)
+    spans = family_of(base).spans(prompt)
     return nn.functional.pad(spans.frame_L, (0, length - len(spans.frame_L)), value=-1), spans.frames
 
 

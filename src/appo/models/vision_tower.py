@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from appo.models.families import family_of
 
-from appo.models.prefix_packing import reuses_vision
-
-# A pass of the tower each, in the order of transformers' forward.
-PIXELS = ("pixel_values", "pixel_values_videos")
+# The forward pass of a model runs its tower at most so often: on all images, and on all videos.
+PASSES = 2
 
 
 def freeze_vision_tower(base: Any) -> None:
@@ -31,33 +28,17 @@ def freeze_vision_tower(base: Any) -> None:
     tower.requires_grad_(False)
 
 
-def trains_vision(base: Any) -> bool:
-    """Whether the vision tower's parameters are trained, so that it runs anew in every forward pass."""
-    return any(parameter.requires_grad for parameter in base.base_model.visual.parameters())
-
-
-def run_on_blank_pixels(base: Any) -> Tensor:
-    """One pass of the tower on the smallest picture there is; a float scalar that depends on all of its parameters."""
-    visual, vision = base.base_model.visual, base.config.vision_config
-    merged = vision.spatial_merge_size
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    device = next(visual.parameters()).device
-    pixels = torch.zeros(merged**2, values, device=device)
-    grid = torch.tensor([[1, merged, merged]], device=device)
-    output = base.base_model.get_image_features(pixels, grid, return_dict=True)
-    # Qwen3-VL: features that later layers add, which have parameters of their own.
-    features = [*output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
-    return torch.stack([feature.float().sum() for feature in features]).sum()
-
-
 def equal_vision_passes(base: Any) -> None:
-    """Have every forward pass of the model run its tower once for each of :data:`PIXELS`, whatever its rows hold.
+    """Have every forward pass of the model run its tower :data:`PASSES` times, whatever its rows hold.
 
     What is added to a process's own passes changes no value: it is multiplied by 0. Where the tower runs once a rollout
     (it is frozen, and transformers takes its output) nothing changes; asking twice is asking once.
+
+    Raises:
+        ValueError: a model type without a family.
     """
-    inner = base.base_model
-    runs_once = reuses_vision(base) and not trains_vision(base)
+    inner, family = base.base_model, family_of(base)
+    runs_once = family.reuses_vision and not family.trains_vision
     if runs_once or getattr(inner, "_appo_equal_passes", False):
         return
     inner._appo_equal_passes = True
@@ -73,10 +54,10 @@ def equal_vision_passes(base: Any) -> None:
         if cache is not None and cache.get_seq_length():  # a response goes on: no process reads a picture
             return None
         embeds = kwargs["inputs_embeds"]
-        for _ in range(len(PIXELS) - passes):
-            embeds = embeds + 0.0 * run_on_blank_pixels(base).to(embeds)
+        for _ in range(PASSES - passes):
+            embeds = embeds + 0.0 * family.run_on_blank_pixels().to(embeds)
         passes = 0
         return args, {**kwargs, "inputs_embeds": embeds}
 
-    inner.visual.register_forward_hook(count)
+    family.tower.register_forward_hook(count)
     inner.language_model.register_forward_pre_hook(add_missing, with_kwargs=True)

@@ -1,9 +1,9 @@
-"""Conversations -> model inputs, once each within a rollout: a file decoded once, a frozen vision tower run once."""
+"""Conversations -> prompts, once each within a rollout: a file decoded once, a frozen vision tower run once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.models.prefix_packing import FEATURES, encode_vision, reuses_vision, with_features
-from appo.models.vision_tower import PIXELS, run_on_blank_pixels, trains_vision
-from appo.rollout.generation import (
-    Messages,
-    PromptInputs,
-    VideoCache,
-    check_time,
-    encode_prompt,
-    to_device,
-    video_sources,
-)
+from appo.models.families import family_of
+from appo.models.prompt import Features, Prompt
+from appo.rollout.generation import Messages, VideoCache, encode_prompt, video_sources
 from appo.rollout.timers import Stopwatch
 
+# The vision tower's output for a prompt's images and videos.
+Known = tuple[Features | None, Features | None]
 # Turns a number of this process into that of all of them.
 Agree = Callable[[int], int]
 
@@ -53,54 +47,54 @@ class PromptEncoder:
     autocast: Callable[[], AbstractContextManager[Any]]
     watch: Stopwatch
     template_kwargs: dict[str, Any]
-    features: dict[Hashable, Any] = field(default_factory=dict)
+    features: dict[Hashable, Known] = field(default_factory=dict)
 
-    def read(self, base: Any, messages: Messages) -> PromptInputs:
-        """Ids and pixels of a conversation.
+    def read(self, base: Any, messages: Messages) -> Prompt:
+        """A conversation with its pixels.
 
         Raises:
             appo.video.reader.VideoError: a file cannot be decoded.
-            ValueError: the model would see two frames at one time.
+            ValueError: a model type without a family, or the model would see two frames at one time.
         """
         videos = [self.videos.read(source) for source in video_sources(messages)]
-        inputs = encode_prompt(self.processor, messages, videos, **self.template_kwargs)
+        prompt = encode_prompt(self.processor, messages, videos, **self.template_kwargs)
         if videos:
-            check_time(base, inputs)
-        return inputs
+            family_of(base).check_time(prompt)
+        return prompt
 
-    def see(self, base: Any, messages: Messages, inputs: PromptInputs, agree: Agree = own_number) -> PromptInputs:
+    def see(self, base: Any, messages: Messages, prompt: Prompt, agree: Agree = own_number) -> Prompt:
         """What was read, with features in the place of pixels where the vision tower is not trained.
 
         Prefill, scoring and update then share them, and so do several questions about the same videos.
         """
         # A video by its file and clip; pictures by their pixels, for they may have no name.
-        about = (*video_sources(messages), _digest(inputs.get("pixel_values"), inputs.get("image_grid_thw")))
-        seen = self.look(base, inputs, agree, self.features.get(about))
-        if FEATURES in seen:
-            self.features[about] = seen[FEATURES]
+        images = prompt.images
+        about = (*video_sources(messages), None if images is None else _digest(images.pixels, images.grid_thw))
+        seen = self.look(base, prompt, agree, self.features.get(about))
+        if prompt.has_pixels and not seen.has_pixels:
+            self.features[about] = seen.features
         return seen
 
-    def look(
-        self, base: Any, inputs: PromptInputs, agree: Agree = own_number, known: Mapping[str, Any] | None = None
-    ) -> PromptInputs:
+    def look(self, base: Any, prompt: Prompt, agree: Agree = own_number, known: Known | None = None) -> Prompt:
         """Run the vision tower, unless it is trained (or this transformers takes pixels only): then pixels stay.
 
         Args:
             base: the Hugging Face model.
-            inputs: of a prompt, with its pixels.
-            agree: turns the passes that these inputs need into those that all processes make: where the tower lies in
+            prompt: with its pixels.
+            agree: turns the passes that this prompt needs into those that all processes make: where the tower lies in
                 pieces on several of them, they meet in each of its layers.
             known: the tower's output, if it is known already.
         """
-        if trains_vision(base) or not reuses_vision(base):
-            return inputs
-        passes = sum(key in inputs for key in PIXELS) if known is None else 0
+        family = family_of(base)
+        if family.trains_vision or not family.reuses_vision:
+            return prompt
+        passes = prompt.passes if known is None else 0
         all_passes = agree(passes)
         with self.watch("vision"), self.autocast(), torch.no_grad():
-            seen = encode_vision(base, to_device(inputs, self.device)) if passes else inputs
+            seen = family.encode_vision(prompt.to(self.device)) if passes else prompt
             for _ in range(all_passes - passes):
-                run_on_blank_pixels(base)
-        return seen if known is None else with_features(inputs, known)
+                family.run_on_blank_pixels()
+        return seen if known is None else prompt.with_features(*known)
 
     def forget(self) -> None:
         """End a rollout: pixels and features are let go, times of frames stay."""

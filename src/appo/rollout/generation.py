@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.models.frame_tokens import check_time_advances
-from appo.models.prefix_packing import VISION_KEYS, join_vision, prompt_positions, prompt_spans, unwrap
+from appo.models.families import family_or_generic
+from appo.models.prompt import Prompt
 from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import Call, FrameSampling, SampledVideo, here, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
-# Model inputs of one prompt: input_ids (1, P), attention_mask, mm_token_type_ids, and its vision tensors or features.
-PromptInputs = dict[str, Any]
 
 
 class PromptError(ValueError):
@@ -127,19 +125,14 @@ def message_parts(messages: Messages) -> Iterator[dict[str, Any]]:
             yield from message["content"]
 
 
-def encode_prompt(
-    processor: Any, messages: Messages, videos: Sequence[SampledVideo], **template_kwargs: Any
-) -> PromptInputs:
-    """One conversation as model inputs, through the processor's own chat template and video processor. Source: ours.
+def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVideo], **template_kwargs: Any) -> Prompt:
+    """One conversation as a model reads it, by the processor's own chat template and video processor.
 
     Args:
         processor: the model's processor.
         messages: one conversation; image parts hold ``image`` (a path or a PIL image).
         videos: the sampled videos of its video parts, in order; their true fps goes along as metadata.
         template_kwargs: passed to the chat template.
-
-    Returns:
-        Tensors; ``input_ids`` is (1, P) with all placeholders expanded.
 
     Raises:
         PromptError: a picture cannot be read, or a text holds a placeholder.
@@ -155,11 +148,7 @@ def encode_prompt(
             "video_metadata": [video.metadata for video in videos],
             "do_sample_frames": False,
         }
-    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision)
-    return {key: torch.as_tensor(value) for key, value in inputs.items() if key in _MODEL_KEYS}
-
-
-_MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", *VISION_KEYS)
+    return Prompt.of(processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision))
 
 
 def open_image(image: Any) -> Any:
@@ -194,34 +183,10 @@ def check_text(messages: Messages, forbidden: Sequence[str]) -> None:
                     raise PromptError(f"a question holds {text} as text, which stands for a picture; take it out")
 
 
-def check_time(model: Any, prompt: Mapping[str, Tensor]) -> None:
-    """Assert that the model will see the frames of this prompt at different times.
-
-    Raises:
-        ValueError: frames share a temporal position (the fps metadata was lost or is too high).
-    """
-    cpu = {key: value.cpu() for key, value in prompt.items() if not key.startswith("pixel_values")}
-    check_time_advances(prompt_positions(model, cpu)[:, 0], prompt_spans(model, cpu))
-
-
-def without_pixels(prompt: Mapping[str, Any]) -> PromptInputs:
-    """The same prompt about blank frames."""
-    return {key: torch.zeros_like(value) if key.startswith("pixel_values") else value for key, value in prompt.items()}
-
-
-def vision_token_ids(config: Any) -> list[int]:
-    """Ids of the vision placeholders, which a policy must never sample.
-
-    A sampled placeholder asks for features that no video has: the next forward pass fails, or reads another row's.
-    """
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None})
-
-
 def generate(
     model: Any,
     processor: Any,
-    prompts: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     responses: int = 1,
@@ -232,7 +197,7 @@ def generate(
     Args:
         model: the policy.
         processor: its processor; names the padding token.
-        prompts: one :func:`encode_prompt` result a prompt.
+        prompts: encoded prompts, with pixels or features.
         max_new_tokens: longest response.
         responses: G, responses to each prompt.
         temperature: 0: greedy; else sampled from softmax(logits / temperature), nothing cut off.
@@ -248,45 +213,45 @@ def generate(
         responses,
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
-        suppress_tokens=vision_token_ids(model.config),
+        suppress_tokens=family_or_generic(model).banned_ids,
         **sampling,
     )
 
 
 def respond(
-    model: Any, pad_token_id: int, prompts: Sequence[Mapping[str, Any]], responses: int, **generation: Any
+    model: Any, pad_token_id: int, prompts: Sequence[Prompt], responses: int, **generation: Any
 ) -> list[list[Tensor]]:
-    """The same with transformers' own generation settings. Each prompt, with its video, is read once. Source: ours.
+    """The same with transformers' own generation settings. Each prompt, with its video, is read once. Not in the paper.
 
     Stock generation copies a prompt G times and reads every copy; here its cache is made once and repeated.
 
     Args:
         model: the policy.
         pad_token_id: fills prompts from the left.
-        prompts: encoded prompts, pixels or features (:func:`appo.models.prefix_packing.encode_vision`).
+        prompts: encoded prompts, with pixels or features.
         responses: G.
         generation: what transformers' ``generate`` takes (``generation_config``, ``max_new_tokens``,
             ``eos_token_id``, ...).
     """
     device = next(model.parameters()).device
-    pads = {"input_ids": pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
-    batch = {
-        key: torch.cat([_left_pad(prompt[key], longest, pad) for prompt in prompts]).to(device)
-        for key, pad in pads.items()
-        if key in prompts[0]
-    }
+    prompts = [prompt.to(device) for prompt in prompts]
+    longest = max(prompt.length for prompt in prompts)
+    ids_BP = torch.cat([_left_pad(prompt.ids_1P, longest, pad_token_id) for prompt in prompts])
+    mask_BP = torch.cat([_left_pad(torch.ones_like(prompt.ids_1P), longest, 0) for prompt in prompts])
+    batch = {"input_ids": ids_BP, "attention_mask": mask_BP}
+    types = [prompt.types_1P for prompt in prompts if prompt.types_1P is not None]
+    if types:
+        batch["mm_token_type_ids"] = torch.cat([_left_pad(types_1P, longest, 0) for types_1P in types])
+    family = family_or_generic(model)
+    family.prepare()
     with torch.no_grad():
-        inner = unwrap(model).base_model
-        inner.rope_deltas = None  # of some earlier batch; text-only prompts would go on from it
-        cache = _prefill(model, batch, to_device(join_vision(prompts), device))
+        family.start_generation()
+        cache = _prefill(model, batch, family.vision_inputs(prompts))
         cache.batch_repeat_interleave(responses)
-        # Where text goes on after the video: the model keeps it from the prefill, one number a prompt.
-        if inner.rope_deltas is not None:
-            inner.rope_deltas = inner.rope_deltas.repeat_interleave(responses, dim=0)
+        family.repeat_generation(responses)
         sequences = model.generate(
-            input_ids=batch["input_ids"].repeat_interleave(responses, dim=0),
-            attention_mask=batch["attention_mask"].repeat_interleave(responses, dim=0),
+            input_ids=ids_BP.repeat_interleave(responses, dim=0),
+            attention_mask=mask_BP.repeat_interleave(responses, dim=0),
             past_key_values=cache,
             **generation,
         ).cpu()
@@ -299,11 +264,6 @@ def _prefill(model: Any, batch: Mapping[str, Tensor], vision: Mapping[str, Any])
     """The key/value cache of left-padded prompts but their last token, which ``generate`` then reads itself."""
     but_last = {key: value[:, :-1] for key, value in batch.items()}
     return model(**but_last, **vision, use_cache=True, logits_to_keep=1).past_key_values
-
-
-def to_device(prompt: Mapping[str, Any], device: torch.device) -> PromptInputs:
-    """The tensors of a prompt on another device; features stay where the model made them."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prompt.items()}
 
 
 def _left_pad(x_1P: Tensor, length: int, value: int) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from appo.data.table import question_of
 from appo.models.log_probs import score_group
 from appo.models.sharding import as_forward, is_sharded
 from appo.rollout.collectives import gather_values, max_over_processes
@@ -150,8 +151,9 @@ class RolloutPipeline:
         base = self.policy.base_model
         inputs = self.encoder.read(base, row["prompt"])
         prompt = self.as_forward(self.encoder.see, base, row["prompt"], inputs, self.agree)
-        ids = prompt["input_ids"][0].tolist()
-        return Group(row, prompt, ids, timestamps_F=self.encoder.videos.timestamps(row["prompt"]))
+        ids = prompt.ids_1P[0].tolist()
+        times = self.encoder.videos.timestamps(row["prompt"])
+        return Group(row, question_of(row), prompt, ids, timestamps_F=times)
 
     def generate(self, groups: Sequence[Group], responses: int) -> list[Group]:
         """G responses to each prompt."""
@@ -221,7 +223,7 @@ class RolloutPipeline:
     @staticmethod
     def has_frames(group: Group) -> bool:
         """Whether a group's prompt has a video."""
-        return group.prompt is not None and "video_grid_thw" in group.prompt
+        return group.prompt is not None and bool(group.prompt.has_video)
 
     def as_forward(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Work that reads the policy's parameters, on however many processes their shards are."""

@@ -9,34 +9,27 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from appo.data import asked_format
-from appo.models.lora import AdapterSettings
 from appo.models.names import SPOTLIGHT
 from appo.rewards.functions import PAPER_REWARDS
 from appo.training.config import APPOConfig
-from appo.training.dry_run import REPLACED, shrunk
+from appo.training.lora import AdapterSettings
+from appo.training.setting_rules import setting
+from appo.training.start_checks import REPLACED, shrunk
 
 
 @dataclass
 class TrainScript(AdapterSettings):
     """What to train on what; everything else is a setting of :class:`appo.APPOConfig`."""
 
-    model: str = field(
-        default=SPOTLIGHT,
-        metadata={"help": "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy."},
+    model: str = setting(SPOTLIGHT, "A Hugging Face folder or hub id, or 'spotlight': the embedded tiny policy.")
+    dataset: str = setting(SPOTLIGHT, "A name of appo.data.DATASETS; 'jsonl': your own questions (docs/data.md).")
+    annotations: str | None = setting(
+        None, "Annotation file or folder; none (spotlight only): clips are made in output_dir/clips."
     )
-    dataset: str = field(
-        default=SPOTLIGHT,
-        metadata={"help": "A name of appo.data.DATASETS; 'jsonl': your own questions (docs/data.md)."},
+    videos: str | None = setting(
+        None, "Folder that the annotations' video paths start from; default: where the annotations lie."
     )
-    annotations: str | None = field(
-        default=None,
-        metadata={"help": "Annotation file or folder; none (spotlight only): clips are made in output_dir/clips."},
-    )
-    videos: str | None = field(
-        default=None,
-        metadata={"help": "Folder that the annotations' video paths start from; default: where the annotations lie."},
-    )
-    split: str | None = field(default=None, metadata={"help": "Part of the dataset (docs/data.md)."})
+    split: str | None = setting(None, "Part of the dataset (docs/data.md).")
     rewards: list[str] = field(
         default_factory=lambda: list(PAPER_REWARDS),
         metadata={
@@ -44,35 +37,27 @@ class TrainScript(AdapterSettings):
             "on Python's path: naming it imports the module, which runs its code. Weights: reward_weights."
         },
     )
-    level: str = field(default="L1", metadata={"help": "Level of generated clips: L1, L2 or L3."})
-    clips: int = field(default=256, metadata={"help": "How many clips to generate."})
-    response_format: str | None = field(
-        default=None,
-        metadata={"help": "answer or grounded (with the time); default: what the dataset's official score needs."},
+    level: str = setting("L1", "Level of generated clips: L1, L2 or L3.")
+    clips: int = setting(256, "How many clips to generate.")
+    response_format: str | None = setting(
+        None, "answer or grounded (with the time); default: what the dataset's official score needs."
     )
-    instruction: str | None = field(
-        default=None,
-        metadata={"help": "Appended to every question; default: asks for the format, nothing for the tiny policy."},
+    instruction: str | None = setting(
+        None, "Appended to every question; default: asks for the format, nothing for the tiny policy."
     )
-    limit: int | None = field(
-        default=None, metadata={"help": "Train on this many rows only, drawn by limit_seed; default: on all."}
+    limit: int | None = setting(None, "Train on this many rows only, drawn by limit_seed; default: on all.")
+    limit_seed: int = setting(0, "Which rows `limit` draws; apart from `seed`, so that runs share their data.")
+    video_min_pixels: int | None = setting(
+        None, "Fewest pixels a frame is scaled to; default: the model's own (docs/data.md)."
     )
-    limit_seed: int = field(
-        default=0, metadata={"help": "Which rows `limit` draws; apart from `seed`, so that runs share their data."}
+    video_max_pixels: int | None = setting(
+        None, "Most pixels a frame is scaled to, 28 x 28 to a token; default: the model's."
     )
-    video_min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels a frame is scaled to; default: the model's own (docs/data.md)."}
+    image_max_pixels: int | None = setting(
+        None, "Most pixels a picture beside the video is scaled to; default: the model's own."
     )
-    video_max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels a frame is scaled to, 28 x 28 to a token; default: the model's."}
-    )
-    image_max_pixels: int | None = field(
-        default=None,
-        metadata={"help": "Most pixels a picture beside the video is scaled to; default: the model's own."},
-    )
-    sft_reasoning: bool = field(
-        default=False,
-        metadata={"help": "method sft: have metadata's `reasoning` said before the answer; default: nothing is."},
+    sft_reasoning: bool = setting(
+        False, "method sft: have metadata's `reasoning` said before the answer; default: nothing is."
     )
 
 

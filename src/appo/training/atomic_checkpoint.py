@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,27 +95,28 @@ def named_write_errors(final: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(final: Path, *, leads: bool, meet: Callable[[], None]) -> Iterator[Path]:
+def whole_folder(final: Path, *, is_writer: bool) -> Iterator[Path]:
     """A folder that all processes write into within ``with``, and that gets its name when all of them have.
 
     Args:
         final: what it is to be; after an error it is what it was.
-        leads: whether this process begins and names it; one does.
-        meet: waits until every process is there.
+        is_writer: whether this process makes and renames it; one does.
 
     Raises:
         CheckpointError: it cannot be written.
     """
+    from appo.rollout.collectives import barrier  # loads torch, which finding a checkpoint does not need
+
     with named_write_errors(final):
-        if leads:
+        if is_writer:
             start_partial(final.parent)
-        meet()
+        barrier()
         written = final.parent / PARTIAL / final.name
         yield written
-        meet()
-        if leads:
+        barrier()
+        if is_writer:
             seal(written, final)
-        meet()
+        barrier()
 
 
 def _is_write_error(error: Exception) -> bool:

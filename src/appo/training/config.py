@@ -6,7 +6,7 @@ Papers: APPO (arXiv 2602.23823), DAPO (arXiv 2503.14476), GRPO (DeepSeekMath, ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -14,7 +14,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from appo.models.checkpointing_names import adopt_new_names
 from appo.rollout.generation import has_vision
-from appo.training.setting_rules import METHODS, check_values
+from appo.training.setting_rules import METHODS, check_values, setting
 
 # What each method prescribes for settings the user has left at None.
 _GRPO: dict[str, Any] = {
@@ -48,115 +48,74 @@ class APPOConfig(GRPOConfig):
         ValueError: naming the setting and the fix, for settings that contradict each other or the method.
     """
 
-    method: str = field(
-        default="appo",
-        metadata={
-            "help": "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights. sft: "
-            "the supervised baseline on the same rows (appo train only)."
-        },
+    method: str = setting(
+        "appo",
+        "grpo | dapo | appo: TRL's own loss settings as that paper has them; appo adds the weights. sft: "
+        "the supervised baseline on the same rows (appo train only).",
     )
-    strategy: str = field(
-        default="soft",
-        metadata={"help": "Crucial frames: soft (winners' frames), hard (winners' minus losers'), all. APPO step 4."},
+    strategy: str = setting(
+        "soft", "Crucial frames: soft (winners' frames), hard (winners' minus losers'), all. APPO step 4."
     )
-    threshold: float = field(
-        default=0.5, metadata={"help": "Accuracy reward from which a response counts as a winner. APPO step 4."}
+    threshold: float = setting(0.5, "Accuracy reward from which a response counts as a winner. APPO step 4.")
+    score_tokens: int = setting(15, "K1: tokens a response-to-frame score averages. APPO step 2, best 15-25.")
+    top_frames: int = setting(3, "K2: frames a response looked at. APPO step 3, best 3.")
+    frame_tokens: int = setting(64, "K3: perception tokens a response gives a crucial frame. APPO step 5: 64.")
+    max_weight: float = setting(1.7, "Largest token weight; 1 is exactly DAPO. APPO step 8, best of 1.2 .. 2.0.")
+    divergence: str = setting("kl", "kl (the paper's formula) or k3 (the released code's estimator). APPO step 6.")
+    frame_attention: str = setting(
+        "raw", "raw (the paper) or relative: over the frame's usual share of attention (ours, method.md)."
     )
-    score_tokens: int = field(
-        default=15, metadata={"help": "K1: tokens a response-to-frame score averages. APPO step 2, best 15-25."}
+    base_weight: float = setting(
+        1.0, "Weight of tokens that no crucial frame chose, 0 to 1; 1: the paper (ours, method.md)."
     )
-    top_frames: int = field(default=3, metadata={"help": "K2: frames a response looked at. APPO step 3, best 3."})
-    frame_tokens: int = field(
-        default=64, metadata={"help": "K3: perception tokens a response gives a crucial frame. APPO step 5: 64."}
+    normalize_weights: bool = setting(
+        False, "Divide the weights by their mean over the batch's tokens: a step no larger than DAPO's."
     )
-    max_weight: float = field(
-        default=1.7, metadata={"help": "Largest token weight; 1 is exactly DAPO. APPO step 8, best of 1.2 .. 2.0."}
+    attention_layers: int = setting(3, "Last decoder layers whose attention to frames is averaged. APPO step 1: 3.")
+    accuracy_reward: str = setting(
+        "accuracy_reward", "Name of the reward function that splits winners from losers. APPO step 4."
     )
-    divergence: str = field(
-        default="kl", metadata={"help": "kl (the paper's formula) or k3 (the released code's estimator). APPO step 6."}
+    loss_type: str | None = setting(None, "TRL's loss formulation; None: what `method` prescribes.")
+    epsilon_high: float | None = setting(None, "Upper clip bound; None: what `method` prescribes (DAPO and APPO 0.28).")
+    scale_rewards: str | None = setting(
+        None, "TRL's reward scaling: group | batch | none; None: what `method` prescribes."
     )
-    frame_attention: str = field(
-        default="raw",
-        metadata={"help": "raw (the paper) or relative: over the frame's usual share of attention (ours, method.md)."},
+    beta: float | None = setting(None, "KL coefficient; None: what `method` prescribes (0 for all three).")
+    max_resampling_rounds: int | None = setting(
+        None,
+        "Dynamic sampling (DAPO sec. 3.2): how often groups with equal rewards are replaced by fresh "
+        "prompts, at most, before training on what there is. None: what `method` prescribes; 0: off.",
     )
-    base_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of tokens that no crucial frame chose, 0 to 1; 1: the paper (ours, method.md)."},
+    overlong_cache: int | None = setting(
+        None,
+        "Soft overlong punishment (DAPO sec. 3.4): tokens before max_completion_length over which the "
+        "reward falls to -1. None: what `method` prescribes (a fifth of max_completion_length); 0: off.",
     )
-    normalize_weights: bool = field(
-        default=False,
-        metadata={"help": "Divide the weights by their mean over the batch's tokens: a step no larger than DAPO's."},
+    video_fps: float = setting(2.0, "Frames sampled per second of video.")
+    video_max_frames: int = setting(16, "Most frames sampled per video. APPO: 16 (100 for grounding).")
+    video_min_frames: int = setting(4, "Fewest frames sampled per video, if it has them.")
+    frame_cache: str | None = setting(
+        None, "Folder that keeps sampled frames from run to run, without loss; None: decode in every run."
     )
-    attention_layers: int = field(
-        default=3, metadata={"help": "Last decoder layers whose attention to frames is averaged. APPO step 1: 3."}
+    decode_timeout: float = setting(
+        120.0, "Seconds after which a video's decoder is given up; hour-long videos may need more."
     )
-    accuracy_reward: str = field(
-        default="accuracy_reward",
-        metadata={"help": "Name of the reward function that splits winners from losers. APPO step 4."},
+    max_faulty_videos: int = setting(
+        10,
+        "Videos that may turn out unreadable during a run, their rows replaced by the next samples; with "
+        "more it stops, with a checkpoint.",
     )
-    loss_type: str | None = field(
-        default=None, metadata={"help": "TRL's loss formulation; None: what `method` prescribes."}
+    shared_prefix: bool = setting(
+        True, "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."
     )
-    epsilon_high: float | None = field(
-        default=None, metadata={"help": "Upper clip bound; None: what `method` prescribes (DAPO and APPO 0.28)."}
+    rows_per_chunk: int = setting(
+        0,
+        "Responses of a group in one forward pass, where memory asks for less than all (0): their "
+        "activations are recomputed in the backward pass. Needs shared_prefix.",
     )
-    scale_rewards: str | None = field(
-        default=None, metadata={"help": "TRL's reward scaling: group | batch | none; None: what `method` prescribes."}
-    )
-    beta: float | None = field(
-        default=None, metadata={"help": "KL coefficient; None: what `method` prescribes (0 for all three)."}
-    )
-    max_resampling_rounds: int | None = field(
-        default=None,
-        metadata={
-            "help": "Dynamic sampling (DAPO sec. 3.2): how often groups with equal rewards are replaced by fresh "
-            "prompts, at most, before training on what there is. None: what `method` prescribes; 0: off."
-        },
-    )
-    overlong_cache: int | None = field(
-        default=None,
-        metadata={
-            "help": "Soft overlong punishment (DAPO sec. 3.4): tokens before max_completion_length over which the "
-            "reward falls to -1. None: what `method` prescribes (a fifth of max_completion_length); 0: off."
-        },
-    )
-    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
-    video_max_frames: int = field(
-        default=16, metadata={"help": "Most frames sampled per video. APPO: 16 (100 for grounding)."}
-    )
-    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled per video, if it has them."})
-    frame_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps sampled frames from run to run, without loss; None: decode in every run."},
-    )
-    decode_timeout: float = field(
-        default=120.0,
-        metadata={"help": "Seconds after which a video's decoder is given up; hour-long videos may need more."},
-    )
-    max_faulty_videos: int = field(
-        default=10,
-        metadata={
-            "help": "Videos that may turn out unreadable during a run, their rows replaced by the next samples; with "
-            "more it stops, with a checkpoint."
-        },
-    )
-    shared_prefix: bool = field(
-        default=True,
-        metadata={"help": "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."},
-    )
-    rows_per_chunk: int = field(
-        default=0,
-        metadata={
-            "help": "Responses of a group in one forward pass, where memory asks for less than all (0): their "
-            "activations are recomputed in the backward pass. Needs shared_prefix."
-        },
-    )
-    freeze_vision_tower: bool = field(
-        default=True, metadata={"help": "Train the language model only. APPO sec. 4: the vision tower is frozen."}
-    )
-    rollouts_per_step: int = field(
-        default=2,
-        metadata={"help": "Groups written to output_dir/rollouts.jsonl each generation, with attention; 0: none."},
+    freeze_vision_tower: bool = setting(True, "Train the language model only. APPO sec. 4: the vision tower is frozen.")
+    rollouts_per_step: int = setting(
+        2, "Groups written to output_dir/rollouts.jsonl each generation, with attention; 0: none."
     )
 
     @property

@@ -5,11 +5,13 @@ Shape suffixes: B rows = Q groups x G responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 from trl.data_utils import prepare_multimodal_messages
@@ -18,13 +20,21 @@ from appo.rollout.collectives import barrier, gather_tensor, gather_values, is_m
 from appo.rollout.dynamic_sampling import FreshRows
 from appo.rollout.generation import clean_messages, placeholders
 from appo.training.atomic_checkpoint import CheckpointError, checkpoint_name, problem, whole_folder
-from appo.training.faults import FaultyVideosError, VideoFaults
-from appo.training.replays import FOLDER, NotFiniteError, write_description, write_tensors
-from appo.training.reward_faults import watched
-from appo.training.trainer_state import ResumableTrainer
+from appo.training.faults import FaultyVideosError, VideoFaults, watched
+from appo.training.trainer_state import ResumableTrainer, plain
 
+# Where a step that was not applied lies in a run folder, as step-N/:
+#   policy/                 weights and processor, as they were before the step
+#   batch-RANK.safetensors  the tensors of the micro-batches of one process
+#   replay.json             what was not finite, settings of the run, and the micro-batches of each process as a tree
+REPLAYS, REPLAY_FILE = "replay", "replay.json"
+TENSOR, TUPLE = "__tensor__", "__tuple__"
 # Columns whose pictures TRL puts into the prompt.
 PICTURE_COLUMNS = ("images", "image")
+
+
+class NotFiniteError(ValueError):
+    """The loss or the gradient of a step is not finite. One line with the fix; nothing was applied."""
 
 
 class FaultTolerantTrainer(ResumableTrainer):
@@ -168,8 +178,8 @@ class FaultTolerantTrainer(ResumableTrainer):
 
     def _save_replay(self, found: str) -> None:
         """Policy and batch of the step that is not applied."""
-        final = Path(self.args.output_dir) / FOLDER / f"step-{self.state.global_step}"
-        with whole_folder(final, leads=self.args.should_save, meet=barrier) as written:
+        final = Path(self.args.output_dir) / REPLAYS / f"step-{self.state.global_step}"
+        with whole_folder(final, is_writer=self.args.should_save) as written:
             self.save_model(str(written / "policy"))
             barrier()
             trees = gather_values(write_tensors(written, self.accelerator.process_index, self._batches))
@@ -197,3 +207,33 @@ class _StopOnFaults(TrainerCallback):
                 f"{self._faults.stop}; there is a checkpoint of step {state.global_step} in {args.output_dir}: repair "
                 "the files or allow more, then resume"
             )
+
+
+# -- a step that is not applied, on disk -------------------------------------------------------------------------------
+
+
+def write_tensors(folder: Path, rank: int, batches: Sequence[Mapping[str, Any]]) -> Any:
+    """Write the tensors of one process; returns the tree that says where each goes."""
+    tensors: dict[str, Tensor] = {}
+    tree = _tree(plain(list(batches)), tensors)
+    save_file(tensors, folder / f"batch-{rank}.safetensors")
+    return tree
+
+
+def write_description(folder: Path, trees: Sequence[Any], **description: Any) -> None:
+    """Write the rest: where the tensors of each process go, and the other fields of a `Replay`."""
+    data = {**description, "processes": list(trees)}
+    (folder / REPLAY_FILE).write_text(json.dumps(data, default=str) + "\n", encoding="utf-8")
+
+
+def _tree(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A plain value with names in the place of its tensors, which are put into `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {TENSOR: name}
+    if isinstance(value, dict):
+        return {key: _tree(item, tensors) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return {TUPLE: [_tree(item, tensors) for item in value]}
+    return [_tree(item, tensors) for item in value] if isinstance(value, list) else value

@@ -1,21 +1,28 @@
-"""Videos that cannot be shown while a run goes on: which they are, when they are too many, and where it is written.
+"""Faults while a run goes on: videos that cannot be read, and reward functions that raise.
 
-All processes of a run hear of all faults, so that they agree on what follows.
+All processes of a run learn of all faulty videos, so that they agree on what follows.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import nn
 
 from appo.reports.jsonl import append_line
 from appo.reports.run_folder import FAULTS
 from appo.rollout.generation import PromptError, check_text, has_video, open_image, pictures, video_sources
 from appo.video.reader import VideoError
 
+SHOWN_CHARACTERS = 160  # of a completion, and of an error
 PATIENCE = 8  # faults in a row, beyond those that are allowed, after which no good video is looked for any more
 
 
@@ -150,3 +157,77 @@ class VideoFaults:
             self.stop = self.stop or f"no video that can be shown was found; the last: {found[-1].reason}"
             return None
         return rows
+
+
+# -- reward functions ----------------------------------------------------------------------------------------------
+
+
+class RewardError(ValueError):
+    """A reward function raised, or a reward is infinite. One line: which function, what, in which step, which rows."""
+
+
+def watched(function: Any, name: str) -> Any:
+    """The same reward function, with one line for what it raises; models are left as they are."""
+    if isinstance(function, nn.Module):
+        return function
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+
+        @functools.wraps(function)
+        async def call_later(**arguments: Any) -> Any:
+            try:
+                rewards = await function(**arguments)
+            except Exception as error:
+                raise RewardError(_line(name, error, arguments)) from error
+            return _finite(name, rewards, arguments)
+
+        return call_later
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        try:
+            rewards = function(**arguments)
+        except Exception as error:
+            raise RewardError(_line(name, error, arguments)) from error
+        return _finite(name, rewards, arguments)
+
+    return call
+
+
+def _finite(name: str, rewards: Any, arguments: Mapping[str, Any]) -> Any:
+    """The rewards. In silence TRL would make all advantages of a group with an infinite one 0."""
+    rewards = list(rewards)
+    for row, reward in enumerate(rewards):
+        if reward is not None and math.isinf(reward):
+            about = f"{_shown(arguments, row)}, completion {_short(arguments['completions'][row])}"
+            raise RewardError(f"reward function {name} returns {float(reward)} for {about}; rewards must be finite")
+    return rewards
+
+
+def _shown(arguments: Mapping[str, Any], row: int) -> str:
+    ids = arguments.get("id")
+    return f"row {ids[row]}" if isinstance(ids, list) else f"row {row} of the call"
+
+
+def _line(name: str, error: Exception, arguments: Mapping[str, Any]) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # The error may quote the completion, which may hold anything.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(error).split())[:SHOWN_CHARACTERS])
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    done = getattr(arguments.get("trainer_state"), "global_step", None)
+    step = "" if done is None else f" in step {done + 1}"
+    count, first = len(arguments["completions"]), _shown(arguments, 0)
+    rows = first if count == 1 else f"one of {count} rows, the first is {first}"
+    return (
+        f"reward function {name} raises {what} ({place}){step} for {rows}, completion "
+        f"{_short(arguments['completions'][0])}; correct it, then resume from the last checkpoint"
+    )
+
+
+def _short(completion: Any) -> str:
+    """The text of a completion on one line: cut, control characters escaped."""
+    text = completion
+    if isinstance(completion, list):
+        text = " ".join(str(message.get("content", "")) for message in completion)
+    text = str(text)
+    return repr(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else "")

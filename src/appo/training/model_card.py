@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import Trainer
 from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
 
@@ -22,82 +23,6 @@ from appo.training.atomic_checkpoint import PARTIAL, checkpoint_name
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Who introduced a method: BibTeX's ``key``, ``author`` and ``year``, and the number of the paper at arXiv."""
-
-    key: str
-    title: str
-    author: str
-    year: int
-    arxiv: str
-    note: str = ""
-
-    @property
-    def bibtex(self) -> str:
-        """The entry to cite."""
-        note = f"\n  note   = {{{self.note}}}," if self.note else ""
-        return (
-            f"@article{{{self.key},\n  title  = {{{{{self.title}}}}},\n  author = {{{self.author}}},\n"
-            f"  year   = {{{self.year}}},{note}\n  eprint = {{arXiv:{self.arxiv}}},\n}}"
-        )
-
-
-PAPERS = {
-    "appo": Paper(
-        "du2026appo",
-        "APPO: Attention-guided Perception Policy Optimization for Video Reasoning",
-        "Henghui Du and Chang Zhou and Xi Chen and Di Hu",
-        2026,
-        "2602.23823",
-        "CVPR 2026",
-    ),
-    "dapo": Paper(
-        "yu2025dapo",
-        "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
-        "Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and Yu Yue and others",
-        2025,
-        "2503.14476",
-    ),
-    "grpo": Paper(
-        "shao2024deepseekmath",
-        "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
-        "Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and Mingchuan Zhang and Y. K. Li "
-        "and Y. Wu and Daya Guo",
-        2024,
-        "2402.03300",
-    ),
-}  # a supervised model has no paper to cite
-_TRL = """\
-@software{vonwerra2020trl,
-  title   = {{TRL: Transformers Reinforcement Learning}},
-  author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
-  license = {Apache-2.0},
-  url     = {https://github.com/huggingface/trl},
-  year    = {2020},
-}"""  # noqa: E501
-_START = """\
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.video_utils import load_video  # decodes with PyAV: pip install av
-
-checkpoint = "{checkpoint}"
-model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", device_map="auto")
-processor = AutoProcessor.from_pretrained(checkpoint)
-
-frames, metadata = load_video("video.mp4", fps={fps:g}, backend="pyav")
-content = [{{"type": "video", "video": frames}}, {{"type": "text", "text": "What happens in this video?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-    processor_kwargs={{"video_metadata": [metadata], "do_sample_frames": False}},
-).to(model.device)
-answer = model.generate(**inputs, max_new_tokens=1024)[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +53,7 @@ class CardFacts:
 
 
 def card_text(facts: CardFacts) -> str:
-    """The card: YAML for the Hub, then Markdown."""
+    """The card: YAML for the Hub, then Markdown; its text is in model_card.md.jinja."""
     data = ModelCardData(
         base_model=facts.base,
         datasets=facts.dataset,
@@ -137,39 +62,13 @@ def card_text(facts: CardFacts) -> str:
         pipeline_tag="video-text-to-text",
         tags=sorted({"generated_from_trainer", *facts.tags}),
     )
-    sections = [
-        f"---\n{data.to_yaml()}\n---\n",
-        f"# {facts.name}\n",
-        _opening(facts),
-        f"## Quick start\n\n```python\n{_START.format(checkpoint=facts.checkpoint, fps=facts.fps)}\n```\n",
-        "This code numbers the positions behind a video as transformers does. The model was trained with those of\n"
-        "Qwen-VL's pre-training, as `model, processor = appo.models.loading.load_model(checkpoint)` has them; in long\n"
-        "videos they differ.\n",
-        _training(facts),
-        _citations(facts.method),
-    ]
-    return "\n".join(sections)
-
-
-def _opening(facts: CardFacts) -> str:
-    kind = "an adapter of" if facts.is_adapter else "a fine-tuned version of"
-    what = f"{kind} [{facts.base}](https://huggingface.co/{facts.base})" if facts.base else "fine-tuned"
-    data = f" on [{facts.dataset}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else ""
-    return f"This video language model is {what}{data}.\n"
-
-
-def _training(facts: CardFacts) -> str:
-    paper = PAPERS.get(facts.method)
-    source = f", a method introduced in [{paper.title}](https://arxiv.org/abs/{paper.arxiv})" if paper else ""
-    others = ((name, version(name)) for name in ("trl", "transformers", "torch"))
-    versions = "\n".join(f"- {name}: {number}" for name, number in (("appo", __version__), *others))
-    pages = "".join(f"\n\n[The run at {name}]({address})" for name, address in facts.pages)
-    return f"## Training\n\nIt was trained with {facts.method.upper()}{source}.{pages}\n\n{versions}\n"
-
-
-def _citations(method: str) -> str:
-    entries = [PAPERS[method].bibtex] if method in PAPERS else []
-    return "## Citations\n\n```bibtex\n" + "\n\n".join([*entries, _TRL]) + "\n```\n"
+    versions = [("appo", __version__), *((name, version(name)) for name in ("trl", "transformers", "torch"))]
+    loader = PackageLoader("appo.training", "")
+    environment = Environment(loader=loader, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    card: str = environment.get_template("model_card.md.jinja").render(
+        data=data.to_yaml(), facts=facts, versions=versions
+    )
+    return card
 
 
 class CardWriter(Trainer):

@@ -82,21 +82,21 @@ def film_of(videos: VideoCache, messages: Messages, processor: Any) -> bytes:
 
 def group_record(step: int, group: Group, tokenizer: Any, reward_names: Sequence[str], film: str = "") -> RolloutRecord:
     """One scored group as it is written to rollouts.jsonl; `film` names the picture of its frames."""
-    row = group.row
+    question = group.question
     crucial = [] if group.weights is None else group.weights.crucial_F.nonzero()[:, 0].tolist()
     return RolloutRecord(
         step=step,
-        id=str(row.get("id", "")),
-        video=next(iter(_part(row["prompt"], "video")), ""),
-        question=str(row.get("question") or " ".join(_part(row["prompt"], "text"))),
-        answer=str(row.get("answer", "")),
-        kind=str(row.get("kind", "")),
+        id=question.id,
+        video=question.video.path if question.video else "",
+        question=question.question,
+        answer=question.answer,
+        kind=question.kind,
         timestamps=list(group.timestamps_F),
         crucial_frames=crucial,
         responses=[
             _response_record(i, sample, group, tokenizer, reward_names) for i, sample in enumerate(group.samples)
         ],
-        event_frames=row.get("event_frames"),
+        event_frames=None if question.event_frames is None else list(question.event_frames),
         film=film,
     )
 
@@ -116,11 +116,3 @@ def _response_record(
         rewards=dict(zip(reward_names, sample.rewards_R.tolist(), strict=True)),
         advantage=0.0 if group.advantages_G is None else float(group.advantages_G[i]),
     )
-
-
-def _part(prompt: Any, kind: str) -> list[str]:
-    """The paths or texts of a conversation's parts of one kind."""
-    if isinstance(prompt, str):
-        return [prompt] if kind == "text" else []
-    parts = [part for message in prompt if isinstance(message["content"], list) for part in message["content"]]
-    return [str(part[kind]) for part in parts if part.get("type") == kind]

@@ -15,21 +15,20 @@ from transformers import PrinterCallback
 
 from appo.data import asked_format, load, rows_of
 from appo.models.loading import load_model
-from appo.models.lora import adapter_config, loading_settings
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.run_folder import RunFolder
 from appo.rewards.functions import PAPER_REWARDS, reward_functions
-from appo.rollout.collectives import barrier, is_main_process, run_on_main_process
+from appo.rollout.collectives import is_main_process, run_on_main_process
 from appo.training.arguments import TrainScript
 from appo.training.atomic_checkpoint import whole_folder
+from appo.training.callbacks import StopOnSignal, TrainingBar
 from appo.training.config import APPOConfig
+from appo.training.lora import adapter_config, loading_settings
 from appo.training.out_of_memory import named_memory_errors
-from appo.training.progress_bar import TrainingBar
-from appo.training.reopening import CLIPS, Found, begin_run, find_run, taken_back
+from appo.training.resume import CLIPS, Found, begin_run, find_run, taken_back
 from appo.training.rollout_logger import Recorder
 from appo.training.sft import VideoSFTTrainer, make_sft_trainer
 from appo.training.start_checks import check_data
-from appo.training.stopping import StopOnSignal
 from appo.training.trainer import APPOTrainer
 from appo.training.trainer_state import WholeCheckpoints
 from appo.world import generate, planned
@@ -40,7 +39,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
 
     Raises:
         ValueError, appo.video.reader.VideoError, appo.training.vision_check.BlindPolicyError: one line each.
-        appo.training.stopping.Interrupted: by ctrl-C or SIGTERM; there is a checkpoint.
+        appo.training.callbacks.Interrupted: by ctrl-C or SIGTERM; there is a checkpoint.
     """
     peft_config = adapter_config(script)
     settings = {"script": asdict(script), "training": config.to_dict()}
@@ -162,7 +161,7 @@ def save_policy(trainer: WholeCheckpoints, folder: Path) -> None:
     Raises:
         appo.training.atomic_checkpoint.CheckpointError: it cannot be written.
     """
-    with whole_folder(folder, leads=trainer.args.should_save, meet=barrier) as written:
+    with whole_folder(folder, is_writer=trainer.args.should_save) as written:
         trainer.save_model(str(written))
 
 

@@ -18,7 +18,7 @@ _CLASSES = (
     ("trl", "trainer/base_config.py", "_BaseConfig", "TrainingArguments"),
     ("trl", "trainer/grpo_config.py", "GRPOConfig", "_BaseConfig"),
     ("appo", "training/config.py", "APPOConfig", "GRPOConfig"),
-    ("appo", "models/lora.py", "AdapterSettings", None),
+    ("appo", "training/lora.py", "AdapterSettings", None),
     ("appo", "training/arguments.py", "TrainScript", "AdapterSettings"),
 )
 
@@ -65,6 +65,8 @@ def _fields(found: ast.ClassDef) -> Iterator[tuple[str, bool]]:
             continue
         kind = ast.unparse(node.annotation)
         options = {one.arg: one.value for one in node.value.keywords} if isinstance(node.value, ast.Call) else {}
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "setting":
+            options["default"] = node.value.args[0]
         if kind.startswith("ClassVar") or _is(options.get("init"), False):
             continue
         yield node.target.id, kind in ("bool", "bool | None") and _is(options.get("default", node.value), True)

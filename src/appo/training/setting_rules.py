@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,6 +21,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 _WORDS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # what transformers' parser reads as a switch
 SWITCHES = ("normalize_weights", "shared_prefix", "freeze_vision_tower")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass's field with the help that TRL's parser shows."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from appo.models.prefix_packing import IGNORED, join_vision, unwrap
+from appo.models.families import family_of, unwrap
+from appo.models.prefix_packing import IGNORED
 from appo.models.vision_tower import freeze_vision_tower
 from appo.reports.run_folder import RunFolder
 from appo.rewards.templates import FORMATS
@@ -123,19 +124,17 @@ class CompletionCollator:
         prompts = [self.encoder.read(self.base, row["prompt"]) for row in rows]
         self.encoder.forget()
         targets = [self.target(row["completion"]) for row in rows]
-        pairs = list(zip((prompt["input_ids"][0] for prompt in prompts), targets, strict=True))
+        pairs = list(zip((prompt.ids_1P[0] for prompt in prompts), targets, strict=True))
         batch = {
             "input_ids": _padded([torch.cat(pair) for pair in pairs], self.tokenizer.pad_token_id),
             "attention_mask": _padded([torch.ones_like(torch.cat(pair)) for pair in pairs], 0),
             "labels": _padded([torch.cat([torch.full_like(ids, IGNORED), said]) for ids, said in pairs], IGNORED),
-            **join_vision(prompts),
+            **family_of(self.base).vision_inputs(prompts),
         }
-        if "mm_token_type_ids" in prompts[0]:
-            types = [prompt["mm_token_type_ids"][0] for prompt in prompts]
-            rows_of_types = [
-                torch.cat([kinds, kinds.new_zeros(len(said))]) for kinds, said in zip(types, targets, strict=True)
-            ]
-            batch["mm_token_type_ids"] = _padded(rows_of_types, 0)
+        types = [prompt.types_1P[0] for prompt in prompts if prompt.types_1P is not None]
+        if types:
+            pairs = list(zip(types, targets, strict=True))
+            batch["mm_token_type_ids"] = _padded([nn.functional.pad(kinds, (0, len(said))) for kinds, said in pairs], 0)
         return batch
 
     def target(self, completion: str) -> Tensor:
@@ -200,7 +199,8 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        assert_vision(model, log_probs, inputs, sees)
+        blank = {key: torch.zeros_like(inputs[key]) for key in ("pixel_values", "pixel_values_videos") if key in inputs}
+        assert_vision(model, log_probs, inputs, inputs | blank, sees)
 
 
 def make_sft_trainer(

@@ -19,21 +19,20 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from appo.models.frame_attention import checked_depth, use_appo_attention
-from appo.models.prefix_packing import PACKABLE, unwrap
+from appo.models.families import family_of, family_or_generic, has_family, unwrap
+from appo.models.frame_attention import use_appo_attention
+from appo.models.prompt import Prompt
 from appo.models.sharding import copy_weights
 from appo.models.vision_tower import equal_vision_passes, freeze_vision_tower
 from appo.rollout.collectives import any_process
 from appo.rollout.dynamic_sampling import TotalReward
 from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import (
-    PromptInputs,
     VideoCache,
     evaluation_mode,
     has_video,
     has_vision,
     pictures,
-    vision_token_ids,
 )
 from appo.rollout.pipeline import RolloutPipeline, RolloutSettings
 from appo.rollout.timers import Stopwatch
@@ -65,7 +64,7 @@ class APPOTrainer(FaultTolerantTrainer):
         BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
         FaultyVideosError: too many videos cannot be shown; others are replaced by the next sample.
         RewardError: a reward function raised.
-        appo.training.replays.NotFiniteError: a loss or gradient is not finite.
+        appo.training.nan_debugging.NotFiniteError: a loss or gradient is not finite.
     """
 
     _tag_names = ["trl", "appo"]  # noqa: RUF012  # TRL's attribute
@@ -81,8 +80,9 @@ class APPOTrainer(FaultTolerantTrainer):
         reward_funcs, classes, args.reward_weights = with_overlong_punishment(args, reward_funcs, classes)
         super().__init__(model, reward_funcs, args, reward_processing_classes=classes, **kwargs)
         args.reward_weights = weights
-        if args.method == "appo" and self._is_vlm:
-            checked_depth(self.base_model, args.attention_layers)
+        self._shows_pictures = self._is_vlm and has_family(self.base_model)
+        if args.method == "appo" and self._shows_pictures:
+            family_of(self.base_model).captured_layers(args.attention_layers)
         weigher = Weigher(args.weight_settings, args.accuracy_column(self.reward_func_names), self.temperature,
                           args.frame_attention)  # fmt: skip
         self.keep("frame shares", weigher.shares.state, weigher.shares.restore)
@@ -95,7 +95,6 @@ class APPOTrainer(FaultTolerantTrainer):
             self, self.engine, self.encoder, weigher, self._rollout_settings(args), self._fresh_rows, self.log_mean,
             self.accelerator.autocast, self.watch,
         )  # fmt: skip
-        self._shows_pictures = self._is_vlm and self.base_model.config.model_type in PACKABLE
         self._prepare_models(args, loaded_here=isinstance(model, str))
 
     def _prompt_encoder(self, args: APPOConfig) -> PromptEncoder:
@@ -128,7 +127,7 @@ class APPOTrainer(FaultTolerantTrainer):
         if self.use_vllm:
             return VideoEngine(self.vllm_generation, self.base_model, self._tokenizer)
         own = self.generation_kwargs.get("suppress_tokens") or []
-        banned = sorted({*vision_token_ids(self.model.config), *own})
+        banned = sorted({*family_or_generic(self.base_model).banned_ids, *own})
         self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = banned
         return None
 
@@ -209,8 +208,8 @@ class APPOTrainer(FaultTolerantTrainer):
             self.args.check_whole_groups()
         elif any(pictures(row["prompt"]) for row in rows):
             raise ValueError(
-                f"dynamic sampling of prompts with pictures needs one of {', '.join(PACKABLE)}, not "
-                f"{self.base_model.config.model_type!r}: set max_resampling_rounds to 0"
+                f"dynamic sampling of prompts with pictures needs a known model family, not "
+                f"{self.base_model.config.model_type!r}: set max_resampling_rounds to 0 (docs/families.md)"
             )
         prompts = [row["prompt"] for row in rows]
         if self._checked_vision or not vision or not any_process(any(map(has_video, prompts))):
@@ -219,14 +218,14 @@ class APPOTrainer(FaultTolerantTrainer):
         prompt = next(filter(has_video, prompts), prompts[0])
         with self.watch("decode"):
             inputs = self.encoder.read(self.base_model, prompt)
-            assert_vision(self.model, self._log_probs_of_own_words, inputs, has_video(prompt))
+            assert_vision(self.model, self._log_probs_of_own_words, inputs, inputs.without_pixels(), has_video(prompt))
         self._checked_vision = True
 
-    def _log_probs_of_own_words(self, inputs: PromptInputs) -> Tensor:
+    def _log_probs_of_own_words(self, inputs: Prompt) -> Tensor:
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
         prompt = self.pipeline.as_forward(self.encoder.look, self.base_model, inputs, self.pipeline.agree)
-        ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -words:]], dim=1).to(self.accelerator.device)
+        ids = torch.cat([inputs.ids_1P, inputs.ids_1P[:, -words:]], dim=1).to(self.accelerator.device)
         model = self.carrying(self.model, [prompt], 1)
         log_probs: Tensor
         log_probs, _, _ = self._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), words)
@@ -238,7 +237,7 @@ class APPOTrainer(FaultTolerantTrainer):
 
     # -- the update --------------------------------------------------------------------------------------------------
 
-    def carrying(self, model: Any, prompts: Sequence[PromptInputs], responses: int) -> Any:
+    def carrying(self, model: Any, prompts: Sequence[Prompt], responses: int) -> Any:
         """A model for TRL to call with the rows of whole groups, which adds what their prompts show."""
         if self.args.shared_prefix:
             return PackedModel(model, prompts, responses, self.base_model, self.args.rows_per_chunk)
@@ -249,7 +248,8 @@ class APPOTrainer(FaultTolerantTrainer):
             text: Tensor = super()._compute_loss(model, inputs)
             return text
         rows = by_row({key: value for key, value in inputs.items() if key != "vision"})
-        model = self.carrying(model, inputs["vision"], inputs["completion_ids"].shape[1])
+        prompts = [Prompt.of(prompt) for prompt in inputs["vision"]]  # mappings, if a checkpoint holds them
+        model = self.carrying(model, prompts, inputs["completion_ids"].shape[1])
         loss: Tensor = super()._compute_loss(model, rows)
         return loss
 

@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from appo.models.checkpointing_names import quiet
+from appo.models.prompt import Prompt
 from appo.rollout.collectives import barrier
 from appo.training.atomic_checkpoint import (
     LAST,
@@ -103,8 +104,8 @@ class WholeCheckpoints(CardWriter):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(self._get_output_dir(trial)), checkpoint_name(self.state.global_step)
         push = self.args.push_to_hub
-        meet, leads = barrier, self.args.should_save
-        with whole_folder(folder / name, leads=leads, meet=meet) as written:
+        is_writer = self.args.should_save
+        with whole_folder(folder / name, is_writer=is_writer) as written:
             self._partial, self.args.push_to_hub = written.parent, False
             try:
                 super()._save_checkpoint(model, trial)
@@ -112,14 +113,14 @@ class WholeCheckpoints(CardWriter):
                 torch.save(state, written / self._state_file)
             finally:
                 self._partial, self.args.push_to_hub = None, push
-            meet()
-            if leads:
+            barrier()
+            if is_writer:
                 self._complete(written, folder / name)
-        if leads:  # only now may older ones go
+        if is_writer:  # only now may older ones go
             with named_write_errors(folder / name):
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
-        meet()
+        barrier()
         if push:
             self._push_from_checkpoint(str(folder / name))
 
@@ -297,6 +298,8 @@ def plain(value: Any) -> Any:
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, ModelOutput):
         return {_OUTPUT: _class_name(type(value)), _FIELDS: {key: plain(item) for key, item in value.items()}}
+    if isinstance(value, Prompt):  # of a mapping again where it is used
+        return plain(value.mapping())
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import pad, use_adapter
 
-from appo.models.prefix_packing import IGNORED, join_vision, pack_group
+from appo.models.families import family_of
+from appo.models.prefix_packing import IGNORED, pack_group
+from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_tensor
-from appo.rollout.generation import PromptInputs, to_device
 from appo.types import Group, PerceptionWeights
 
 # Of the importance sampling ratio's logs: TRL's name, and over the tokens of all processes.
@@ -272,16 +273,15 @@ def batch_weights(
 class RowsModel:
     """A model for TRL to call with the token ids of whole groups, which adds the vision inputs that belong to them."""
 
-    def __init__(self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any) -> None:
-        self._model, self._prompts, self._responses, self._config = model, prompts, responses, base.config
+    def __init__(self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any) -> None:
+        self._model, self._prompts, self._responses, self._family = model, prompts, responses, family_of(base)
 
     def __call__(self, **inputs: Any) -> Any:
         ids: Tensor = inputs["input_ids"]
         assert len(ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
-        rows = [prompt for prompt in self._prompts for _ in range(self._responses)]
-        vision = to_device(join_vision(rows), ids.device)
-        types = (ids == self._config.image_token_id).long() + 2 * (ids == self._config.video_token_id).long()
-        return self._model(**inputs, **vision, mm_token_type_ids=types)
+        prompts = [prompt.to(ids.device) for prompt in self._prompts for _ in range(self._responses)]
+        vision = self._family.vision_inputs(prompts)
+        return self._model(**inputs, **vision, mm_token_type_ids=self._family.token_types(ids))
 
 
 class PackedModel:
@@ -293,7 +293,7 @@ class PackedModel:
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[PromptInputs], responses: int, base: Any, rows_per_chunk: int = 0
+        self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any, rows_per_chunk: int = 0
     ) -> None:
         self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
         self._chunk = rows_per_chunk or responses
@@ -304,7 +304,7 @@ class PackedModel:
         log_probs, entropies = [], []
         assert len(input_ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
         for q, start in enumerate(range(0, len(input_ids), self._responses)):
-            prompt = to_device(self._prompts[q], input_ids.device)
+            prompt = self._prompts[q].to(input_ids.device)
             for first in range(start, start + self._responses, self._chunk):
                 rows = slice(first, min(first + self._chunk, start + self._responses))
                 responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
@@ -316,14 +316,14 @@ class PackedModel:
             entropy=None if entropies[0] is None else _in_rows(entropies, emitted_BL),
         )
 
-    def _call(self, prompt: PromptInputs, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
+    def _call(self, prompt: Prompt, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
         """Log-probabilities and entropies (or None) of the responses' tokens, one after another.
 
         Where no token is left (all responses were truncated and masked) the prompt runs alone, with one position that
         emits nothing: processes that share gradients or parameters must all go through the layers, and back.
         """
         is_empty = not any(len(response) for response in responses)
-        packed = pack_group(self._base, prompt, [prompt["input_ids"][0, -1:]] if is_empty else responses)
+        packed = pack_group(self._base, prompt, [prompt.ids_1P[0, -1:]] if is_empty else responses)
         labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
         emitting_1T = labels_1T != IGNORED
 

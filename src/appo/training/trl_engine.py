@@ -20,6 +20,7 @@ from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import nanstd
 
+from appo.data.table import question_of
 from appo.models.sharding import generate_together
 from appo.rollout.collectives import gather_list, gather_tensor, gather_values, process_slice
 from appo.rollout.generation import evaluation_mode, respond
@@ -55,7 +56,7 @@ class TRLEngine:
         prompts = [row["prompt"] for row in rows for _ in range(responses)]
         with self._trainer.watch("generate"):
             prompt_ids, ids, _, completions, logprobs, _, _, _ = self._trainer._generate(prompts)
-        groups = [Group(row, prompt_ids=prompt_ids[q * responses]) for q, row in enumerate(rows)]
+        groups = [Group(row, question_of(row), prompt_ids=prompt_ids[q * responses]) for q, row in enumerate(rows)]
         return _with_samples(groups, ids, completions, logprobs, responses)
 
     def _by_transformers(self, groups: Sequence[Group], responses: int) -> tuple[list[list[int]], None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from appo.rollout.generation import PromptInputs, evaluation_mode, without_pixels
+from appo.rollout.generation import evaluation_mode
+
+Inputs = TypeVar("Inputs")
 
 
 class BlindPolicyError(RuntimeError):
@@ -16,7 +18,7 @@ class BlindPolicyError(RuntimeError):
 
 
 def assert_vision(
-    model: Any, log_probs: Callable[[PromptInputs], Tensor], prompt: PromptInputs, has_video: bool = True
+    model: Any, log_probs: Callable[[Inputs], Tensor], prompt: Inputs, blank: Inputs, has_video: bool = True
 ) -> None:
     """Compare log-probabilities about a video with those about blank frames. Source: ours.
 
@@ -24,13 +26,14 @@ def assert_vision(
         model: the policy; put into eval mode meanwhile, else dropout would make any two passes differ.
         log_probs: log-probabilities of some fixed words after an encoded prompt, by the path that training takes.
         prompt: an encoded prompt with its pixels.
+        blank: the same about blank frames.
         has_video: whether it has one. A process without one makes the same passes as the others, and compares nothing.
 
     Raises:
         BlindPolicyError: they are the same.
     """
     with evaluation_mode(model), torch.no_grad():
-        difference = (log_probs(prompt) - log_probs(without_pixels(prompt))).abs().max()
+        difference = (log_probs(prompt) - log_probs(blank)).abs().max()
     if has_video and not bool(difference > 0):
         raise BlindPolicyError(
             "the policy's log-probabilities are the same for the video and for blank frames: it would be trained "

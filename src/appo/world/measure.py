@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from appo.models.prompt import Prompt
 from appo.rewards.functions import score_answer
 from appo.rewards.templates import build_messages, parse_response
-from appo.rollout.generation import PromptInputs, VideoCache, encode_prompt, generate, video_sources
+from appo.rollout.generation import VideoCache, encode_prompt, generate, video_sources
 from appo.types import VideoQA
 from appo.video.reader import FrameSampling
 from appo.world.world import MAX_SECONDS
@@ -24,8 +25,8 @@ WORLD_WEIGHTS: dict[str, Any] = {"score_tokens": 8, "top_frames": 2, "frame_toke
 _COMMITMENT = re.compile(r" at (\d+)")
 
 
-def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> PromptInputs:
-    """A question of the embedded world as model inputs, its clip read from the file."""
+def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> Prompt:
+    """A question of the embedded world as a prompt, its clip read from the file."""
     messages = build_messages(question, instruction="")
     videos = VideoCache(processor.video_processor, SAMPLING)
     return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])

@@ -13,8 +13,8 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from appo.models.families import use_pretrained_positions
 from appo.models.loading import load_model
-from appo.models.mrope import use_pretrained_positions
 from appo.models.names import policy_path as policy_path
 from appo.world.processor import build_processor
 

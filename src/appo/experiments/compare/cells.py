@@ -22,6 +22,7 @@ from appo.experiments.compare.held_out import HeldOut, encoded, sampled
 from appo.experiments.compare.methods import Variant, variant_of
 from appo.experiments.compare.perceiving import averaged, group_perception, perceive
 from appo.experiments.demo import DemoSettings, demo_config
+from appo.models.families import family_of
 from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at
 from appo.reports.run_folder import RunFolder
@@ -151,13 +152,13 @@ def run_cell(
         level: encoded(conditions.encoded / f"{level}.pt", questions, model, processor)
         for level, questions in conditions.held_out.items()
     }
-    tower = [parameter.clone() for parameter in model.base_model.visual.parameters()]
+    tower = [parameter.clone() for parameter in family_of(model).tower.parameters()]
     start = time.perf_counter()
     config = config_of(name, seed, conditions.steps, scratch)
     config.learning_rate *= weight
     curve = _train(variant, model, processor, rows, config) if variant.method else []
     trained = time.perf_counter()
-    assert all(map(torch.equal, tower, model.base_model.visual.parameters())), "held-out features are of another tower"
+    assert all(map(torch.equal, tower, family_of(model).tower.parameters())), "held-out features are of another tower"
     model.eval()
     first = HeldOut(held_out["L1"].questions[:PERCEIVED], held_out["L1"].prompts[:PERCEIVED])
     return {

@@ -65,7 +65,7 @@ def true_frames(group: Group, world: World) -> PerceptionWeights:
     """Steps 5-8 with the frames that truly show the answer as the crucial ones."""
     scores, weights = _parts(group)
     crucial_F = torch.zeros_like(weights.crucial_F)
-    crucial_F[torch.tensor(group.row["event_frames"], device=crucial_F.device)] = True
+    crucial_F[torch.tensor(group.question.event_frames, device=crucial_F.device)] = True
     return _with_frames(crucial_F, scores, weights, world)
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from appo.files import atomic_write
-from appo.models.prefix_packing import FEATURES, encode_vision, reuses_vision, with_features
-from appo.rollout.generation import PromptInputs, generate
+from appo.models.families import family_of
+from appo.models.prompt import Features, Prompt
+from appo.rollout.generation import generate
 from appo.types import VideoQA
 from appo.world.measure import MAX_NEW_TOKENS, prompt_of
 
@@ -30,7 +30,7 @@ class HeldOut:
     """Questions, and each one's prompt with the vision tower's features in the place of pixels."""
 
     questions: Sequence[VideoQA]
-    prompts: Sequence[PromptInputs]
+    prompts: Sequence[Prompt]
 
 
 def encoded(file: Path, questions: Sequence[VideoQA], model: Any, processor: Any) -> HeldOut:
@@ -45,17 +45,18 @@ def encoded(file: Path, questions: Sequence[VideoQA], model: Any, processor: Any
     Raises:
         ValueError: this transformers cannot take features in the place of pixels.
     """
-    if not reuses_vision(model):
+    family = family_of(model)
+    if not family.reuses_vision:
         raise ValueError("appo compare needs transformers 5.18 or later: older ones take pixels only")
     if not file.exists():
-        prompts = [_features_apart(encode_vision(model, prompt_of(processor, question))) for question in questions]
+        prompts = [_features_apart(family.encode_vision(prompt_of(processor, question))) for question in questions]
         torch.save(prompts, content := io.BytesIO())
         atomic_write(file, content.getvalue())
     return HeldOut(questions, [_together(*parts) for parts in torch.load(file, weights_only=True)])
 
 
 def sampled(
-    model: Any, processor: Any, prompts: Sequence[PromptInputs], *, responses: int = 1, temperature: float = 0.0
+    model: Any, processor: Any, prompts: Sequence[Prompt], *, responses: int = 1, temperature: float = 0.0
 ) -> list[list[Tensor]]:
     """Each prompt's responses as int64 tensors; greedy at temperature 0."""
     step = max(1, BATCH // responses)
@@ -67,11 +68,12 @@ def sampled(
     ]
 
 
-def _features_apart(prompt: PromptInputs) -> tuple[PromptInputs, list[Tensor]]:
+def _features_apart(prompt: Prompt) -> tuple[dict[str, Any], list[Tensor]]:
     """What plain tensors can hold: the prompt without features, and the features of its videos."""
-    rest = {key: value for key, value in prompt.items() if key != FEATURES}
-    return rest, list(prompt[FEATURES]["video"].pooler_output)
+    assert prompt.videos is not None
+    assert prompt.videos.features is not None
+    return replace(prompt, videos=replace(prompt.videos, features=None)).mapping(), list(prompt.videos.features.tokens)
 
 
-def _together(prompt: PromptInputs, features: Sequence[Tensor]) -> PromptInputs:
-    return with_features(prompt, {"video": BaseModelOutputWithPooling(pooler_output=tuple(features))})
+def _together(mapping: dict[str, Any], features: Sequence[Tensor]) -> Prompt:
+    return Prompt.of(mapping).with_features(videos=Features(tuple(features)))

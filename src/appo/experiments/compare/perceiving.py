@@ -56,7 +56,7 @@ def group_perception(group: Group, accuracy_column: int, threshold: float) -> di
         ``recall`` of the true frames, ``crucial``: the share of frames that are (what chance would recall), and
         :func:`attention_on_events`.
     """
-    events = group.row.get("event_frames")
+    events = group.question.event_frames
     if group.scores is None or group.weights is None or not events:
         return {}
     is_winner_G = group.rewards_GR[:, accuracy_column] >= threshold

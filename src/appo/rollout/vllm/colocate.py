@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.models.families import family_or_generic
 from appo.models.log_probs import word_logits
+from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_values
 from appo.rollout.encoding import PromptEncoder
-from appo.rollout.generation import Messages, PromptInputs, message_parts, vision_token_ids
+from appo.rollout.generation import Messages, message_parts
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt, TrainingPositions, check_tokens, engine_prompt
 from appo.rollout.vllm.server import VideoClient
 from appo.types import Group, GroupScores
@@ -71,7 +73,7 @@ class VideoEngine:
 
     def __init__(self, generation: Any, base: Any, tokenizer: Any) -> None:
         self._generation, self._base = generation, base
-        self._banned = vision_token_ids(base.config)
+        self._banned = family_or_generic(base).banned_ids
         self._positions: TrainingPositions | None = None
         self._precision: str | None = None
         self.checked = False
@@ -102,7 +104,7 @@ class VideoEngine:
         self._precision = str(generation.vllm_client.get_server_info()["model_config"]["dtype"])
 
     def carry(
-        self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[PromptInputs]
+        self, encoder: PromptEncoder, conversations: Sequence[Messages], encoded: Sequence[Prompt]
     ) -> list[list[EnginePrompt] | None]:
         """What travels in the place of each prompt's images: its conversation for vLLM; None for text alone.
 
@@ -133,7 +135,7 @@ class VideoEngine:
         """
         if self.checked:
             return
-        seen = [group for group in groups if "video_grid_thw" in (group.prompt or {})]
+        seen = [group for group in groups if group.prompt is not None and group.prompt.has_video]
         # Scoring is a collective operation where parameters are sharded: all processes do it, or none.
         self.checked = all(gather_values(bool(seen)))
         if self.checked:

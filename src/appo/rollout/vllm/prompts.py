@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.models.prefix_packing import prompt_positions
+from appo.models.families import family_of
+from appo.models.prompt import Prompt
 from appo.rollout.encoding import PromptEncoder
-from appo.rollout.generation import Messages, PromptInputs, clean_messages, message_parts, open_image, video_sources
+from appo.rollout.generation import Messages, clean_messages, message_parts, open_image, video_sources
 
 
 class EngineMismatchError(ValueError):
@@ -49,8 +50,8 @@ class EnginePrompt:
         return request | ({"mm_processor_kwargs": {"do_sample_frames": False}} if self.videos else {})
 
 
-def engine_prompt(encoder: PromptEncoder, messages: Messages, inputs: PromptInputs) -> EnginePrompt:
-    """A conversation for vLLM, of the frames that its model ``inputs`` were made of."""
+def engine_prompt(encoder: PromptEncoder, messages: Messages, prompt: Prompt) -> EnginePrompt:
+    """A conversation for vLLM, of the frames that its ``prompt`` was made of."""
     shown = [encoder.videos.read(source) for source in video_sources(messages)]
     messages, processor = clean_messages(messages), encoder.processor
     text = processor.apply_chat_template(
@@ -58,7 +59,7 @@ def engine_prompt(encoder: PromptEncoder, messages: Messages, inputs: PromptInpu
     )
     return EnginePrompt(
         template_ids=processor.tokenizer(text, add_special_tokens=False)["input_ids"],
-        ids=inputs["input_ids"][0].tolist(),
+        ids=prompt.ids_1P[0].tolist(),
         videos=[(video.frames_THWC, dict(video.metadata)) for video in shown],
         images=[open_image(part["image"]) for part in message_parts(messages) if part["type"] == "image"],
     )
@@ -82,8 +83,8 @@ class TrainingPositions:
     """Rotary positions for an engine's model by the rule of the model in training.
 
     vLLM has its own copy of each architecture's rule, and transformers has changed its own more than once (see
-    `appo.models.mrope`; 5.17 also drops fractions of a second). A policy that answers at other positions than it is
-    trained at is another policy.
+    `appo.models.families.qwen2_vl`; 5.17 also drops fractions of a second). A policy that answers at other positions
+    than it is trained at is another policy.
 
     Attributes:
         given: the positions given to prompts with videos or images, by their tokens, while ``remember`` is set.
@@ -98,26 +99,26 @@ class TrainingPositions:
         """(3, P) positions of a prompt, and how far its continuation is ahead of its length."""
         if not mm_features:
             return self._own_rule(input_tokens, mm_features)
-        positions_3P = prompt_positions(self._base, self._inputs(input_tokens, mm_features))[:, 0]
+        positions_3P = family_of(self._base).positions(self._prompt(input_tokens, mm_features))[:, 0]
         if self.remember:
             self.given.setdefault(tuple(input_tokens), []).append(positions_3P)
         # As scoring and update go on: right behind the prompt's last token, which is text.
         return positions_3P, int(positions_3P[0, -1]) + 1 - len(input_tokens)
 
-    def check(self, prompt: PromptInputs) -> None:
+    def check(self, prompt: Prompt) -> None:
         """Assert that a prompt was given the positions of the training forward; from then on remember nothing.
 
         Raises:
             EngineMismatchError: it was given others, or none.
         """
-        given = self.given.get(tuple(prompt["input_ids"][0].tolist()), [])
+        given = self.given.get(tuple(prompt.ids_1P[0].tolist()), [])
         self.remember, self.given = False, {}
         if not given:
             raise EngineMismatchError(
                 "vLLM has read a video without asking for its temporal positions: this version takes them from "
                 "elsewhere, and they may differ from those of training; use vllm 0.22 to 0.31"
             )
-        ours_3P = prompt_positions(self._base, prompt)[:, 0].cpu()
+        ours_3P = family_of(self._base).positions(prompt)[:, 0].cpu()
         if not any(torch.equal(ours_3P, theirs_3P) for theirs_3P in given):
             at = int((ours_3P != given[0]).any(dim=0).nonzero()[0])
             raise EngineMismatchError(
@@ -125,12 +126,11 @@ class TrainingPositions:
                 f"forward at {ours_3P[:, at].tolist()}: it was given another frame rate or frame size"
             )
 
-    def _inputs(self, tokens: Sequence[int], features: Sequence[Any]) -> dict[str, Tensor]:
-        config, ids_1P = self._base.config, torch.tensor([list(tokens)])
-        types_1P = (ids_1P == config.image_token_id).long() + 2 * (ids_1P == config.video_token_id).long()
-        inputs = {"input_ids": ids_1P, "attention_mask": torch.ones_like(ids_1P), "mm_token_type_ids": types_1P}
+    def _prompt(self, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
+        ids_1P = torch.tensor([list(tokens)])
+        inputs = {"input_ids": ids_1P, "mm_token_type_ids": family_of(self._base).token_types(ids_1P)}
         for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts"):
             found = [feature.data[name].data for feature in features if name in feature.data]
             if found:
                 inputs[name] = torch.stack([torch.as_tensor(value) for value in found])
-        return inputs
+        return Prompt.of(inputs)

@@ -6,6 +6,7 @@ Shape suffixes: B rows = Q groups x G responses, N response tokens (padded).
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,73 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from appo.models.loading import load_model
 from appo.training.config import APPOConfig
-from appo.training.replays import Replay, read_replay
+from appo.training.fault_tolerance import REPLAY_FILE, REPLAYS, TENSOR, TUPLE
 from appo.training.trainer import APPOTrainer
+from appo.training.trainer_state import as_saved
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step that was stopped.
+
+    Attributes:
+        folder: where it lies.
+        step: optimiser steps done before.
+        problem: what was not finite, and in which processes.
+        settings: all settings of training.
+        dtype: of the weights.
+        accumulation: micro-batches in a whole step; those behind the one that was stopped at are not there.
+        batches: micro-batches of one process.
+    """
+
+    folder: Path
+    step: int
+    problem: str
+    settings: dict[str, Any]
+    dtype: str
+    accumulation: int
+    batches: list[dict[str, Any]]
+
+
+def read_replay(run: Path, rank: int = 0) -> Replay:
+    """The last step of a run that was stopped.
+
+    Raises:
+        OSError, ValueError: there is none, or no such process; one line.
+    """
+    steps = sorted((run / REPLAYS).glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    if not steps:
+        raise FileNotFoundError(
+            f"{run}: nothing to replay; {REPLAYS}/ is written when a loss or gradient is not finite"
+        )
+    folder = steps[-1]
+    data = json.loads((folder / REPLAY_FILE).read_text(encoding="utf-8"))
+    if not 0 <= rank < len(data["processes"]):
+        raise ValueError(f"{folder}: there is no process {rank}, choose from 0 to {len(data['processes']) - 1}")
+    tensors = load_file(folder / f"batch-{rank}.safetensors")
+    batches = as_saved(_untree(data["processes"][rank], tensors))
+    names = ("step", "problem", "settings", "dtype", "accumulation")
+    return Replay(folder, **{name: data[name] for name in names}, batches=batches)
+
+
+def _untree(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_untree(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if TENSOR in value:
+        return tensors[value[TENSOR]]
+    if TUPLE in value:
+        return tuple(_untree(item, tensors) for item in value[TUPLE])
+    return {key: _untree(item, tensors) for key, item in value.items()}
+
+
+# -- running it again ----------------------------------------------------------------------------------------------
 
 # What a replay neither needs nor should do; everything else is as in the run.
 _OVERRIDES: dict[str, Any] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from appo.training.setting_rules import setting
 
 # The language model's linear layers. All of them, not PEFT's two of four: QLoRA (arXiv 2305.14314) sec. 4. The vision
 # tower stays as it is, as in APPO sec. 4; neither is the head adapted, which TRL multiplies with by itself.
@@ -19,22 +21,19 @@ _PRECISE = ("visual", "lm_head")
 class AdapterSettings:
     """Whether low-rank adapters are trained instead of the model, and on what precision of it."""
 
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters; policy/ then holds the adapter, which loading merges."}
+    use_peft: bool = setting(False, "Train LoRA adapters; policy/ then holds the adapter, which loading merges.")
+    lora_r: int = setting(16, "Rank of the adapters. TRL's default.")
+    lora_alpha: int = setting(32, "Adapters are scaled by alpha / r. TRL's default.")
+    lora_dropout: float = setting(0.05, "Dropout before the adapters. TRL's default.")
+    lora_target_modules: list[str] | None = setting(
+        None, "Layers with adapters: names, or one regular expression; default: the language model's."
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters. TRL's default."})
-    lora_alpha: int = field(default=32, metadata={"help": "Adapters are scaled by alpha / r. TRL's default."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters. TRL's default."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers with adapters: names, or one regular expression; default: the language model's."},
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale adapters by alpha / sqrt(r) instead."})
-    use_dora: bool = field(default=False, metadata={"help": "Decompose weights into size and direction (DoRA)."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the language model's weights in 4 bits."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "The language model's weights in 8 bits."})
-    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "nf4 or fp4."})
-    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize the quantization's constants too."})
+    use_rslora: bool = setting(False, "Scale adapters by alpha / sqrt(r) instead.")
+    use_dora: bool = setting(False, "Decompose weights into size and direction (DoRA).")
+    load_in_4bit: bool = setting(False, "QLoRA: the language model's weights in 4 bits.")
+    load_in_8bit: bool = setting(False, "The language model's weights in 8 bits.")
+    bnb_4bit_quant_type: str = setting("nf4", "nf4 or fp4.")
+    use_bnb_nested_quant: bool = setting(False, "Quantize the quantization's constants too.")
 
     def check(self) -> None:
         """Refuse what would have no effect, or what a library is missing for.

@@ -11,10 +11,10 @@ from peft import PeftModel
 
 from appo.cli.main import main
 from appo.models.loading import load_model
-from appo.models.lora import LANGUAGE_LAYERS, AdapterSettings, adapter_config, loading_settings
 from appo.reports.run_folder import RunFolder
 from appo.rollout.generation import encode_prompt
 from appo.training.arguments import parse
+from appo.training.lora import LANGUAGE_LAYERS, AdapterSettings, adapter_config, loading_settings
 from appo.video.reader import read_video
 from appo.world import load_policy, policy_path
 from appo.world.measure import SAMPLING
@@ -40,7 +40,7 @@ def test_adapters_train_and_merge_to_the_policy_that_was_trained(tmp_path, metho
     ]
     prompt = encode_prompt(processor, messages, [video])
     with torch.no_grad():
-        logits = [model(**prompt).logits for model in (adapted, merged.eval(), load_policy()[0].eval())]
+        logits = [model(**prompt.mapping()).logits for model in (adapted, merged.eval(), load_policy()[0].eval())]
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
     assert float((logits[1] - logits[2]).abs().max()) > 1e-3, "nothing was trained"
 
@@ -75,11 +75,11 @@ def test_settings_without_effect_or_library_are_refused(monkeypatch, capsys):
     without = ["train", "--config", RECIPE, "--lora_r", "64"]
     assert main(without) == 2
     assert capsys.readouterr().err == "appo: lora_r is about adapters: set use_peft to true, or leave it out\n"
-    monkeypatch.setattr("appo.models.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("appo.training.lora.find_spec", lambda name: None)
     assert main(["train", "--config", RECIPE, "--use_peft", "true"]) == 2
     error = capsys.readouterr().err
     assert error == "appo: use_peft needs PEFT: pip install 'appo[peft]', or set use_peft to false\n"
-    monkeypatch.setattr("appo.models.lora.find_spec", lambda name: name != "bitsandbytes" or None)
+    monkeypatch.setattr("appo.training.lora.find_spec", lambda name: name != "bitsandbytes" or None)
     assert main(["train", "--config", RECIPE, "--use_peft", "true", "--load_in_4bit", "true"]) == 2
     assert "load_in_4bit needs bitsandbytes" in capsys.readouterr().err
 

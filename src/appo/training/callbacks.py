@@ -1,14 +1,17 @@
-"""Stopping a run: ctrl-C and SIGTERM end it after the current step, with a checkpoint to go on from."""
+"""Callbacks of a run: ctrl-C and SIGTERM end it after a step, with a checkpoint; a bar or lines show how far it is."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 # What each signal does by itself. A parent may have told its children to ignore SIGINT (a script's background jobs).
@@ -72,3 +75,53 @@ class StopOnSignal(TrainerCallback):
         for one, handler in self._before.items():
             signal.signal(one, _AT_ONCE[one] if handler is signal.SIG_IGN else handler)
         os.write(2, _NOTICE)  # print is not safe within a signal handler
+
+
+# name in TRL's logs -> name on screen
+SHOWN = {
+    "resampling/first_round_reward": "reward",
+    "rewards/accuracy_reward/mean": "accuracy",
+    "mean_token_accuracy": "token accuracy",
+    "entropy": "entropy",
+    "appo/mean_weight": "weight",
+    "step_time": "s/step",
+}
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar with the numbers that say whether training works; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, lines_every: int = 5) -> None:
+        self._console, self._lines_every = console, lines_every
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self._task = self._progress.add_task("training", total=state.max_steps, numbers="")
+        self._progress.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Show the numbers of the latest step."""
+        if not logs or "loss" not in logs:
+            return
+        numbers = "  ".join(
+            f"{name} {float(logs[key]):.2f}" for key, name in SHOWN.items() if logs.get(key) is not None
+        )
+        self._progress.update(self._task, completed=state.global_step, numbers=numbers)
+        last = state.global_step == state.max_steps
+        if not self._console.is_terminal and (state.global_step % self._lines_every == 0 or last):
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {numbers}", highlight=False)
+
+    def close(self) -> None:
+        """Leave the bar as it is on screen and give the cursor back."""
+        self._progress.stop()
