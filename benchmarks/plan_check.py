@@ -233,7 +233,7 @@ def head_tile(words: int) -> Iterator[None]:
 
 def run_of(cell: Cell, trainer: APPOTrainer, inputs: Any) -> Run:
     """The same step in the plan's words."""
-    frames, rows, columns = inputs.videos.grid_thw[0].tolist()
+    frames, rows, columns = inputs.video_grid_thw[0].tolist()
     patches = frames * rows * columns
     video = VideoShape(frames, rows * 14, columns * 14, patches, patches // 4)
     return Run(

@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from appo.experiments.plan.architecture import PUBLISHED, Architecture
 from appo.models.checkpointing_names import quiet
 from appo.models.families import use_pretrained_positions
-from appo.models.prompt import Prompt, Vision
+from appo.models.prompt import Prompt
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
 TEXT_TOKENS = 64
@@ -117,9 +117,13 @@ def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> Prompt:
     ids_1P = torch.tensor([[*words[:2], *video, *words[2:]]])
     grid = torch.tensor([[frames, 2 * height, 2 * height]])
     pixels = torch.randn(int(grid.prod()), 3 * 2 * 14 * 14, generator=generator)
-    video_inputs = Vision(pixels.to(next(model.parameters()).dtype), grid, torch.tensor([1.0]))
-    types_1P = 2 * (ids_1P == config.video_token_id).long()
-    return Prompt(ids_1P, types_1P, videos=video_inputs).to(device)
+    return Prompt(
+        ids_1P,
+        2 * (ids_1P == config.video_token_id).long(),
+        pixel_values_videos=pixels.to(next(model.parameters()).dtype),
+        video_grid_thw=grid,
+        second_per_grid_ts=torch.tensor([1.0]),
+    ).to(device)
 
 
 def responses_of(model: Any, group: int, tokens: int, device: str, seed: int = 0) -> list[Tensor]:

@@ -146,7 +146,7 @@ def test_paper_and_tensors_count_the_same_tokens(prompt: int) -> None:
     inputs = prompt_of(model, prompt, "cpu")
     assert inputs.ids_1P.shape == (1, prompt)
     video = int((inputs.ids_1P == model.config.video_token_id).sum())
-    assert 4 * video == len(inputs.videos.pixels)
+    assert 4 * video == len(inputs.pixel_values_videos)
     packed = pack_group(model, inputs, responses_of(model, 3, 5, "cpu"))
     assert packed.inputs["input_ids"].numel() == work_of(SHAPES["tiny"], prompt, 5, 3).packed_tokens
 

@@ -180,11 +180,11 @@ def _shown(row: dict[str, Any], model: Any, processor: Any, read: Callable[[Vide
     inputs = encode_prompt(processor, messages, [read(source) for source in video_sources(messages)])
     ids_P = inputs.ids_1P[0]
     features_PH = torch.zeros(len(ids_P), model.config.text_config.hidden_size)
-    if inputs.images is not None:
-        found = model.model.get_image_features(inputs.images.pixels, inputs.images.grid_thw, return_dict=True)
+    if inputs.pixel_values is not None:
+        found = model.model.get_image_features(inputs.pixel_values, inputs.image_grid_thw, return_dict=True)
         features_PH[ids_P == model.config.image_token_id] = torch.cat(list(found.pooler_output))
-    if inputs.videos is not None:
-        found = model.model.get_video_features(inputs.videos.pixels, inputs.videos.grid_thw, return_dict=True)
+    if inputs.pixel_values_videos is not None:
+        found = model.model.get_video_features(inputs.pixel_values_videos, inputs.video_grid_thw, return_dict=True)
         features_PH[ids_P == model.config.video_token_id] = torch.cat(list(found.pooler_output))
     return ids_P, features_PH[is_placeholder(ids_P, model.config)]
 

@@ -118,7 +118,7 @@ def test_the_prompt_reaches_the_model_as_it_was_written(tmp_path, case: Case, pr
         text = processor.tokenizer.decode(inputs.ids_1P[0], skip_special_tokens=True)
         asked = "\n".join([question.question, *lettered(question.options), INSTRUCTIONS[row["response_format"]]])
         assert text == f"user {asked}\nassistant\n"
-        assert (inputs.has_video, inputs.images is not None) == (
+        assert (inputs.has_video, inputs.pixel_values is not None) == (
             bool(question.video),
             bool(question.image),
         )

@@ -47,10 +47,10 @@ def pretrained_rule(prompt: Prompt, architecture: str) -> list[list[int]]:
     follows begins behind the largest of its numbers. Qwen3-VL's frames are videos of their own, for text is between."""
     types = [{IMAGE: 1, VIDEO: 2}.get(token, 0) for token in prompt.ids_1P[0].tolist()]
     grids = {
-        kind: [] if vision is None else vision.grid_thw.tolist()
-        for kind, vision in ((1, prompt.images), (2, prompt.videos))
+        kind: [] if grid is None else grid.tolist()
+        for kind, grid in ((1, prompt.image_grid_thw), (2, prompt.video_grid_thw))
     }
-    seconds = [1.0] * len(grids[2]) if prompt.videos is None else prompt.videos.seconds.tolist()
+    seconds = [1.0] * len(grids[2]) if prompt.second_per_grid_ts is None else prompt.second_per_grid_ts.tolist()
     if architecture == "qwen3_vl":
         grids[2] = [(1, height, width) for frames, height, width in grids[2] for _ in range(frames)]
     columns: list[list[int]] = []
@@ -176,8 +176,8 @@ def test_padding_does_not_move_positions_and_copies_keep_the_rule():
         rows["input_ids"],
         rows["types"],
         attention_mask=rows["attention_mask"],
-        video_grid_thw=prompt.videos.grid_thw,
-        second_per_grid_ts=prompt.videos.seconds,
+        video_grid_thw=prompt.video_grid_thw,
+        second_per_grid_ts=prompt.second_per_grid_ts,
     )
     assert torch.equal(positions[:, 0, 5:], alone)
     assert model.base_model.get_rope_index.__self__ is model.base_model

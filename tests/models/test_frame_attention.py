@@ -107,11 +107,11 @@ def left_padded_batch():
         "input_ids": torch.cat([left(p.ids_1P, 0) for p in prompts]),
         "attention_mask": torch.cat([left(torch.ones_like(p.ids_1P), 0) for p in prompts]),
         "mm_token_type_ids": torch.cat([left(p.types_1P, 0) for p in prompts]),
-        "pixel_values_videos": torch.cat([p.videos.pixels for p in prompts]),
-        "video_grid_thw": torch.cat([p.videos.grid_thw for p in prompts]),
-        "second_per_grid_ts": torch.cat([p.videos.seconds for p in prompts]),
-        "pixel_values": prompts[1].images.pixels,
-        "image_grid_thw": prompts[1].images.grid_thw,
+        "pixel_values_videos": torch.cat([p.pixel_values_videos for p in prompts]),
+        "video_grid_thw": torch.cat([p.video_grid_thw for p in prompts]),
+        "second_per_grid_ts": torch.cat([p.second_per_grid_ts for p in prompts]),
+        "pixel_values": prompts[1].pixel_values,
+        "image_grid_thw": prompts[1].image_grid_thw,
     }
     assert rows["attention_mask"].min() == 0
     family = family_of(tiny_model())

@@ -76,7 +76,10 @@ def test_pool_averages_over_the_tokens_of_a_frame():
 def test_time_must_advance_from_frame_to_frame(seconds, advances, remark):
     prompt = random_prompt(PromptShape(seconds=seconds))
     positions, _ = tiny_model().model.get_rope_index(
-        prompt.ids_1P, prompt.types_1P, video_grid_thw=prompt.videos.grid_thw, second_per_grid_ts=prompt.videos.seconds
+        prompt.ids_1P,
+        prompt.types_1P,
+        video_grid_thw=prompt.video_grid_thw,
+        second_per_grid_ts=prompt.second_per_grid_ts,
     )
     if advances:
         check_time_advances(positions[:, 0], spans_of(prompt))

@@ -98,7 +98,7 @@ def test_packing_is_as_small_as_it_can_be():
     assert packed.inputs["input_ids"][0, [P - 1, P + 1, P + 6]].tolist() == [last] * 3
     segment_starts = packed.inputs["position_ids"][0, 0, [P - 1, P + 1, P + 6]]
     assert len(set(segment_starts.tolist())) == 1, "every response starts right after the prompt"
-    assert packed.inputs["pixel_values_videos"] is prompt.videos.pixels, "pixels exist once"
+    assert packed.inputs["pixel_values_videos"] is prompt.pixel_values_videos, "pixels exist once"
 
 
 def test_an_empty_response_takes_no_position():

@@ -88,7 +88,7 @@ def test_frames_are_at_different_times_and_lost_metadata_is_noticed(policy, ques
     family = family_of(model)
     assert family.spans(prompt).frames == 8
     family.check_time(prompt)
-    lost = replace(prompt, videos=replace(prompt.videos, seconds=torch.tensor([2 / 24])))
+    lost = replace(prompt, second_per_grid_ts=torch.tensor([2 / 24]))
     with pytest.raises(ValueError, match="do not grow from frame to frame"):
         family.check_time(lost)
 
@@ -147,12 +147,12 @@ def test_vision_tensors_of_prompts_follow_one_another_and_blank_frames_keep_thei
     model, processor = policy
     prompts = [encode(processor, question) for question in questions[:2]]
     batch = family_of(model).vision_inputs(prompts)
-    assert torch.equal(batch["pixel_values_videos"], torch.cat([prompt.videos.pixels for prompt in prompts]))
+    assert torch.equal(batch["pixel_values_videos"], torch.cat([prompt.pixel_values_videos for prompt in prompts]))
     assert batch["video_grid_thw"].shape == (2, 3)
     assert "pixel_values" not in batch
     blank = prompts[0].without_pixels()
-    assert blank.videos.pixels.abs().sum() == 0
-    assert blank.videos.pixels.shape == prompts[0].videos.pixels.shape
+    assert blank.pixel_values_videos.abs().sum() == 0
+    assert blank.pixel_values_videos.shape == prompts[0].pixel_values_videos.shape
     assert torch.equal(blank.ids_1P, prompts[0].ids_1P)
 
 
@@ -213,7 +213,7 @@ def test_one_prefill_gives_the_tokens_and_logits_of_stock_generation(policy, que
         shapes = [PromptShape(videos=((1, 1, 2),), text=3), PromptShape(videos=((1, 2, 2),), images=((1, 2),), text=6)]
         prompts = [random_prompt(shape, seed) for seed, shape in enumerate(shapes)]
         if architecture != "qwen2_5_vl":
-            prompts = [replace(prompt, videos=replace(prompt.videos, seconds=None)) for prompt in prompts]
+            prompts = [replace(prompt, second_per_grid_ts=None) for prompt in prompts]
         model.generation_config.update(eos_token_id=1, pad_token_id=0)
     assert len({prompt.length for prompt in prompts}) > 1, "prompts of different lengths"
     outputs = []

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appo.models.prompt import Prompt, Vision
+from appo.models.prompt import Prompt
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.rollout.timers import Stopwatch
 from appo.training.trl_batch import RowsModel, batch_weights, by_group, by_row
@@ -157,7 +157,11 @@ def test_weights_of_groups_of_different_lengths_in_one_batch():
 
 def test_calls_about_rows_get_the_videos_of_their_groups():
     prompts = [
-        Prompt(torch.tensor([[9]]), videos=Vision(torch.full((2, 3), float(i)), torch.tensor([[1, 2, i + 1]])))
+        Prompt(
+            torch.tensor([[9]]),
+            pixel_values_videos=torch.full((2, 3), float(i)),
+            video_grid_thw=torch.tensor([[1, 2, i + 1]]),
+        )
         for i in range(2)
     ]
     calls = []

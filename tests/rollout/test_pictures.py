@@ -79,7 +79,7 @@ class Watch:
         expected = []
         if pictures(messages):
             with torch.no_grad():
-                output = model.base_model.get_image_features(inputs.images.pixels, inputs.images.grid_thw)
+                output = model.base_model.get_image_features(inputs.pixel_values, inputs.image_grid_thw)
             expected = list(torch.cat(list(output.pooler_output)))
         ids = inputs.ids_1P[0]
         assert self.seen, "no gradient was made, so nothing was checked"
@@ -179,7 +179,7 @@ def encoder(policy) -> PromptEncoder:
 
 
 def features_of(inputs: Any) -> Tensor:
-    return torch.cat(inputs.images.features.tokens)
+    return torch.cat(inputs.image_features.tokens)
 
 
 def copies(count: int) -> Iterator[tuple[Any, Any]]:

@@ -158,7 +158,7 @@ class Hurried(StandIn):
 
     def _read(self, request):
         inputs = super()._read(request)
-        return replace(inputs, videos=replace(inputs.videos, seconds=inputs.videos.seconds * 2))
+        return replace(inputs, second_per_grid_ts=inputs.second_per_grid_ts * 2)
 
 
 class Short(StandIn):

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from appo.models.prompt import Prompt, Vision
+from appo.models.prompt import PIXELS, Prompt
 
 VOCAB = 96
 VISION_START, VISION_END, IMAGE, VIDEO = 92, 93, 94, 95
@@ -72,11 +72,11 @@ def tiny_model(
     model = model_class(config).eval().to(dtype)
     model.config.pad_token_id = 0
     if dtype == torch.float64:
-        _norms_in_double(model)
+        norms_in_double(model)
     return model
 
 
-def _norms_in_double(model: torch.nn.Module) -> None:
+def norms_in_double(model: torch.nn.Module) -> None:
     """transformers' RMSNorm rounds to float32 even in a float64 model; an oracle at 1e-9 needs it not to."""
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
@@ -125,20 +125,22 @@ def random_prompt(shape: PromptShape, seed: int = 0) -> Prompt:
     for height, width in shape.images:
         ids += [VISION_START, *[IMAGE] * (height * width), VISION_END]
     ids += torch.randint(2, 90, (shape.text,), generator=generator).tolist()
-    ids_1P, images, videos = torch.tensor([ids]), None, None
+    ids_1P = torch.tensor([ids])
+    vision: dict[str, Tensor] = {}
     if shape.videos:
         grid = torch.tensor([(t, 2 * h, 2 * w) for t, h, w in shape.videos])
-        videos = Vision(_pixels(grid, generator), grid, torch.tensor(shape.seconds or [1.0] * len(shape.videos)))
+        vision |= {"pixel_values_videos": _pixels(grid, generator), "video_grid_thw": grid}
+        vision["second_per_grid_ts"] = torch.tensor(shape.seconds or [1.0] * len(shape.videos))
     if shape.images:
         grid = torch.tensor([(1, 2 * h, 2 * w) for h, w in shape.images])
-        images = Vision(_pixels(grid, generator), grid)
-    return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), images, videos)
+        vision |= {"pixel_values": _pixels(grid, generator), "image_grid_thw": grid}
+    return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), **vision)
 
 
 def in_double(prompt: Prompt) -> Prompt:
     """The prompt with its pixels as float64."""
-    images, videos = (v and replace(v, pixels=v.pixels.double()) for v in (prompt.images, prompt.videos))
-    return replace(prompt, images=images, videos=videos)
+    found = {name: getattr(prompt, name) for name in PIXELS}
+    return replace(prompt, **{name: pixels.double() for name, pixels in found.items() if pixels is not None})
 
 
 def random_responses(lengths: list[int], seed: int = 0) -> list[Tensor]:

@@ -47,7 +47,7 @@ def tokens_of_a_frame(processor, folder: Path, height: int, width: int) -> int:
     clip = write_clip(folder / "x.mp4", counted_frames(8, height=height, width=width), fps=4)
     video = read_video(str(clip), processor.video_processor, SAMPLING)
     content = [{"type": "video", "video": video.path}, {"type": "text", "text": "when ?"}]
-    (grid,) = encode_prompt(processor, [{"role": "user", "content": content}], [video]).videos.grid_thw.tolist()
+    (grid,) = encode_prompt(processor, [{"role": "user", "content": content}], [video]).video_grid_thw.tolist()
     return grid[1] * grid[2] // 4
 
 

@@ -162,8 +162,8 @@ def cross_entropy(model: Any, processor: Any, row: dict[str, Any]) -> list[float
     said = [*processor.tokenizer(row["completion"]).input_ids, processor.tokenizer.eos_token_id]
     ids = torch.cat([prompt.ids_1P, torch.tensor([said])], dim=1)
     types = torch.cat([prompt.types_1P, torch.zeros(1, len(said), dtype=torch.int64)], dim=1)
-    vision = {"video_grid_thw": prompt.videos.grid_thw, "second_per_grid_ts": prompt.videos.seconds}
-    pixels = prompt.videos.pixels.double()
+    vision = {"video_grid_thw": prompt.video_grid_thw, "second_per_grid_ts": prompt.second_per_grid_ts}
+    pixels = prompt.pixel_values_videos.double()
     with torch.no_grad():
         logits = model(input_ids=ids, mm_token_type_ids=types, pixel_values_videos=pixels, **vision).logits
     start = prompt.length - 1

@@ -188,8 +188,8 @@ def encoded(processor: Any, messages: list[dict[str, Any]], sampling: FrameSampl
 def test_seconds_per_grid_of_qwen2_5_vl(ten_a_second: str, clip: list[float], frames: int, seconds: float) -> None:
     processor = build_policy(0)[1]
     inputs, _ = encoded(processor, messages_of(ten_a_second, *clip), FrameSampling(2, 16, 4))
-    assert inputs.videos.grid_thw[0, 0] == frames // 2
-    assert inputs.videos.seconds.tolist() == pytest.approx([seconds])
+    assert inputs.video_grid_thw[0, 0] == frames // 2
+    assert inputs.second_per_grid_ts.tolist() == pytest.approx([seconds])
 
 
 def test_timestamps_of_qwen3_vl_count_from_the_start_of_the_clip(ten_a_second: str) -> None:

@@ -148,7 +148,7 @@ def test_the_model_is_told_the_rate(tmp_path: Path) -> None:
     seconds = []
     for row in table:
         videos = [cache.read(source) for source in video_sources(row["prompt"])]
-        seconds += encode_prompt(processor, row["prompt"], videos).videos.seconds.tolist()
+        seconds += encode_prompt(processor, row["prompt"], videos).second_per_grid_ts.tolist()
     # Whole: 4 of 12 pictures, one a second, two merged. Clip: 2 of 6 pictures in 2 s.
     assert seconds == pytest.approx([2.0, 2.0])
     assert [cache.timestamps(row["prompt"]) for row in table] == [(0.5, 2.5), (0.5,)]

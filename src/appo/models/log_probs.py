@@ -177,7 +177,7 @@ def _in_precision_of(head: Any, hidden: Tensor) -> AbstractContextManager[Any]:
 
 def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
     """The log-probabilities of a group that ``model`` has just scored at this temperature."""
-    head = unwrap(model).get_output_embeddings()
+    head = model.get_output_embeddings()
     return HeadLogProbs(head, scores.hidden_GNH, scores.log_normalizer_GN, temperature)
 
 

@@ -68,11 +68,10 @@ class PromptEncoder:
         Prefill, scoring and update then share them, and so do several questions about the same videos.
         """
         # A video by its file and clip; pictures by their pixels, for they may have no name.
-        images = prompt.images
-        about = (*video_sources(messages), None if images is None else _digest(images.pixels, images.grid_thw))
+        about = (*video_sources(messages), _digest(prompt.pixel_values, prompt.image_grid_thw))
         seen = self.look(base, prompt, agree, self.features.get(about))
         if prompt.has_pixels and not seen.has_pixels:
-            self.features[about] = seen.features
+            self.features[about] = seen.image_features, seen.video_features
         return seen
 
     def look(self, base: Any, prompt: Prompt, agree: Agree = own_number, known: Known | None = None) -> Prompt:

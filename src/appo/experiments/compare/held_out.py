@@ -70,10 +70,9 @@ def sampled(
 
 def _features_apart(prompt: Prompt) -> tuple[dict[str, Any], list[Tensor]]:
     """What plain tensors can hold: the prompt without features, and the features of its videos."""
-    assert prompt.videos is not None
-    assert prompt.videos.features is not None
-    return replace(prompt, videos=replace(prompt.videos, features=None)).mapping(), list(prompt.videos.features.tokens)
+    assert prompt.video_features is not None
+    return replace(prompt, video_features=None).mapping(), list(prompt.video_features.tokens)
 
 
 def _together(mapping: dict[str, Any], features: Sequence[Tensor]) -> Prompt:
-    return Prompt.of(mapping).with_features(videos=Features(tuple(features)))
+    return Prompt.of(mapping).with_features(None, Features(tuple(features)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from appo.models.frame_tokens import check_time_advances, frame_spans
-from appo.models.prompt import Features, Prompt, Vision
+from appo.models.prompt import Features, Prompt, joined_features, joined_vision
 from appo.types import FrameSpans
 
 # Where transformers' forward takes the vision tower's output instead of pixels (5.18 and later).
@@ -67,7 +67,7 @@ class Family:
         """
         return frame_spans(
             prompt.ids_1P[0],
-            None if prompt.videos is None else prompt.videos.grid_thw,
+            prompt.video_grid_thw,
             video_token_id=self.config.video_token_id,
             merge_size=self.config.vision_config.spatial_merge_size,
         )
@@ -127,22 +127,22 @@ class Family:
 
         Prefill, scoring and update then reuse it, and the pixels can be forgotten. Not in the paper.
         """
-        images, videos = prompt.images, prompt.videos
         with torch.no_grad():
-            return prompt.with_features(
-                videos=None if videos is None or videos.pixels is None else self.video_features(videos),
-                images=None if images is None or images.pixels is None else self.image_features(images),
-            )
+            videos = None if prompt.pixel_values_videos is None else self.video_features(prompt)
+            images = None if prompt.pixel_values is None else self.image_features(prompt)
+        return prompt.with_features(images, videos)
 
-    def image_features(self, images: Vision) -> Features:
-        """The tower's output for the images of a prompt."""
-        output = self.base.base_model.get_image_features(images.pixels, images.grid_thw, return_dict=True)
-        return Features.of(output)
+    def image_features(self, prompt: Prompt) -> Features:
+        """The tower's output for a prompt's images."""
+        inner = self.base.base_model
+        return Features.of(inner.get_image_features(prompt.pixel_values, prompt.image_grid_thw, return_dict=True))
 
-    def video_features(self, videos: Vision) -> Features:
-        """The tower's output for the videos of a prompt."""
-        output = self.base.base_model.get_video_features(videos.pixels, videos.grid_thw, return_dict=True)
-        return Features.of(output)
+    def video_features(self, prompt: Prompt) -> Features:
+        """The tower's output for a prompt's videos."""
+        inner = self.base.base_model
+        return Features.of(
+            inner.get_video_features(prompt.pixel_values_videos, prompt.video_grid_thw, return_dict=True)
+        )
 
     def model_output(self, features: Features) -> Any:
         """Features as the model's forward takes them."""
@@ -186,16 +186,9 @@ class Family:
 
     def vision_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The vision arguments of a forward pass over rows about these prompts, one prompt a row."""
-        images = Vision.join([prompt.images for prompt in prompts])
-        videos = Vision.join([prompt.videos for prompt in prompts])
-        inputs: dict[str, Any] = {}
-        features = {}
-        if images is not None:
-            inputs |= {"pixel_values": images.pixels, "image_grid_thw": images.grid_thw}
-            features["image"] = images.features
-        if videos is not None:
-            inputs |= {"pixel_values_videos": videos.pixels, "video_grid_thw": videos.grid_thw}
-            inputs["second_per_grid_ts"] = videos.seconds
-            features["video"] = videos.features
+        features = {
+            "image": joined_features([prompt.image_features for prompt in prompts]),
+            "video": joined_features([prompt.video_features for prompt in prompts]),
+        }
         outputs = {kind: self.model_output(one) for kind, one in features.items() if one is not None}
-        return {key: value for key, value in {**inputs, FEATURES: outputs or None}.items() if value is not None}
+        return {**joined_vision(prompts), **({FEATURES: outputs} if outputs else {})}

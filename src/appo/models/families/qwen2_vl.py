@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from appo.models.families.base import Family
-from appo.models.prompt import Prompt, Vision
+from appo.models.prompt import Features, Prompt
 
 _RULE = "get_rope_index"
 
@@ -39,10 +39,11 @@ class Qwen2VL(Family):
         if prompt.types_1P is None:
             return super().positions(prompt).expand(3, 1, -1)
         self.prepare()
-        images, videos = prompt.images or Vision(), prompt.videos or Vision()
-        grids = {"image_grid_thw": images.grid_thw, "video_grid_thw": videos.grid_thw}
+        grids = {"image_grid_thw": prompt.image_grid_thw, "video_grid_thw": prompt.video_grid_thw}
         known = {
-            key: value for key, value in {**grids, "second_per_grid_ts": videos.seconds}.items() if value is not None
+            key: value
+            for key, value in {**grids, "second_per_grid_ts": prompt.second_per_grid_ts}.items()
+            if value is not None
         }
         positions_31P: Tensor = self.base.base_model.get_rope_index(
             input_ids=prompt.ids_1P, mm_token_type_ids=prompt.types_1P, **known
@@ -56,7 +57,7 @@ class Qwen2VL(Family):
         device = next(self.tower.parameters()).device
         pixels = torch.zeros(merged**2, values, device=device)
         grid = torch.tensor([[1, merged, merged]], device=device)
-        features = self.image_features(Vision(pixels, grid))
+        features = Features.of(self.base.base_model.get_image_features(pixels, grid, return_dict=True))
         parts = [*features.tokens, *(part for layer in features.deepstack for part in layer)]
         return torch.stack([part.float().sum() for part in parts]).sum()
 
