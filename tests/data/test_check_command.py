@@ -20,12 +20,11 @@ from transformers import AutoProcessor
 from appo.cli.data_check import run_check
 from appo.cli.main import main
 from appo.data import validation as checking
-from appo.data.relocating import find_fix
-from appo.data.validation import CATEGORIES, check
+from appo.data.validation import CATEGORIES, check, find_fix
 from appo.types import VideoSource
+from appo.video.decode_worker import WorkerFailure, run_tasks
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import FrameSampling
-from appo.video.workers import Lost, run_tasks
 from appo.world import policy_path
 from tests.data.check_cases import QUESTION, good_rows, put_good, run_here
 from tests.support import stand_ins
@@ -254,7 +253,7 @@ def test_files_that_could_be_either_of_two_are_left_alone(tmp_path):
 def test_files_that_hang_or_crash_the_decoder_are_reported_and_the_walk_goes_on(tmp_path, monkeypatch):
     names = ["good.mp4", "hang.mp4", "crash.mp4", "fine.mp4", "crash too.mp4", "last.mp4"]
     put_media(tmp_path, *names)
-    monkeypatch.setattr(checking, "probe", stand_ins.misbehaving)
+    monkeypatch.setattr(checking, "probe_media", stand_ins.misbehaving)
     found = check("jsonl", str(own(tmp_path, *names)), workers=2)
     assert found.good == 3
     problems = {Path(fault.path).name: fault.message for fault in found.faults}
@@ -276,7 +275,7 @@ def test_a_walk_that_is_left_leaves_no_process(tmp_path):
     tasks = [(VideoSource(str(tmp_path / name)), (), False) for name in ("a.mp4", "hang.mp4", "hang2.mp4")]
     walk = run_tasks(stand_ins.misbehaving, tasks, 2, limit=0.1)
     _, first = next(walk)
-    assert not isinstance(first, Lost)
+    assert not isinstance(first, WorkerFailure)
     walk.close()
     assert [pid for pid in process_ids(tmp_path) if is_alive(pid)] == []
 
@@ -288,7 +287,7 @@ from tests.support import stand_ins
 from appo.data import validation as checking
 from appo.cli.main import main
 from appo.video.frame_cache import FrameCache
-checking.probe = stand_ins.endless
+checking.probe_media = stand_ins.endless
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """

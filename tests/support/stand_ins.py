@@ -1,4 +1,4 @@
-"""Decoders that hang or crash, in place of :func:`appo.video.probing.probe`; of a module, for processes import them."""
+"""Decoders that hang or crash, in place of `appo.video.probing.probe_media`; of a module, for processes import them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appo.video.probing import Probe
-from appo.video.reader import take
+from appo.video.probing import MediaProbe
+from appo.video.reader import decode_frames
 
 
-def misbehaving(task: Any, allow: Callable[[float], None]) -> Probe:
+def misbehaving(task: Any, allow: Callable[[float], None]) -> MediaProbe:
     """Does what the name of the file says; writes down its process, so that a test can see it gone."""
     path = Path(task[0].path)
     path.with_suffix(f".pid{os.getpid()}").touch()
@@ -22,10 +22,10 @@ def misbehaving(task: Any, allow: Callable[[float], None]) -> Probe:
         time.sleep(1000)
     if "crash" in path.name:
         os.kill(os.getpid(), getattr(signal, "SIGSEGV", signal.SIGTERM))
-    return Probe(seconds=3.0)
+    return MediaProbe(seconds=3.0)
 
 
-def endless(task: Any, allow: Callable[[float], None]) -> Probe:
+def endless(task: Any, allow: Callable[[float], None]) -> MediaProbe:
     """Hangs at every file, and may."""
     allow(1000)
     return misbehaving((type(task[0])(task[0].path + ".hang"), *task[1:]), lambda seconds: None)
@@ -39,16 +39,16 @@ def double(task: int, allow: Callable[[float], None]) -> int:
     return 2 * task
 
 
-def stuck_take(source: Any, shown: Any, chosen: Any) -> Any:
-    """In place of :func:`appo.video.reader.take`: what the name of the file says, the real thing for other files."""
-    path = Path(shown.place)
+def stuck_decode_frames(source: Any, probed: Any, chosen: Any) -> Any:
+    """In place of `appo.video.reader.decode_frames`: what the name of the file says, else the real function."""
+    path = Path(probed.path)
     with path.with_suffix(".asked").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if (path.parent / f"{path.stem}.hang").exists():
         time.sleep(1000)
     if (path.parent / f"{path.stem}.crash").exists():
         os.kill(os.getpid(), getattr(signal, "SIGSEGV", signal.SIGTERM))
-    return take(source, shown, chosen)
+    return decode_frames(source, probed, chosen)
 
 
 def own_process(source: Any) -> int:

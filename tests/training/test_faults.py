@@ -21,7 +21,7 @@ from appo.types import VideoSource
 from appo.video import reader as video
 from appo.video.decode_worker import Decoder
 from tests.support.runs import logged, rows_of
-from tests.support.stand_ins import stuck_take
+from tests.support.stand_ins import stuck_decode_frames
 from tests.training.resume_cases import differences, go_on, killed_after, metrics_of, questions, recorded
 
 SETTINGS = {"method": "dapo", "max_resampling_rounds": 1, "overlong_cache": 0}
@@ -179,7 +179,7 @@ def test_a_run_with_faults_resumes_exactly(tmp_path, rows, step) -> None:
 
 @pytest.mark.parametrize("sign", ["hang", "crash"])
 def test_a_decoder_that_hangs_or_crashes_costs_one_row(tmp_path, rows, monkeypatch, sign) -> None:
-    monkeypatch.setattr(video, "take", stuck_take)
+    monkeypatch.setattr(video, "decode_frames", stuck_decode_frames)
     file = videos_of(rows)[3]
     file.with_suffix(f".{sign}").touch()
     run = Watched(tmp_path / "run", rows, decode_timeout=2.0, max_steps=4)

@@ -20,7 +20,7 @@ from appo.video.frame_cache import FrameCache
 from appo.video.reader import CorruptVideoError, FrameSampling, MissingVideoError, read_video
 from appo.world import build_policy
 from tests.support import clips
-from tests.support.stand_ins import own_process, stuck_take, unguarded
+from tests.support.stand_ins import own_process, stuck_decode_frames, unguarded
 
 SAMPLING = FrameSampling(4, 8, 4)
 FAR = Decoder(60.0)
@@ -42,7 +42,7 @@ def test_frames_are_those_of_this_process_with_and_without_shared_memory(source,
     near, far = read_video(source, processor, SAMPLING), read_video(source, processor, SAMPLING, FAR)
     np.testing.assert_array_equal(near.frames_THWC, far.frames_THWC)
     assert (near.timestamps_T, near.fps, near.frame_indices) == (far.timestamps_T, far.fps, far.frame_indices)
-    assert decoder_module._taken(decoder_module._lent(near.frames_THWC)) is not None
+    assert decoder_module._unshare(decoder_module._share(near.frames_THWC)) is not None
 
 
 def test_clips_folders_and_the_cache_go_the_same_way(source, processor, tmp_path) -> None:
@@ -69,7 +69,7 @@ def test_errors_come_back_as_they_are(tmp_path, processor) -> None:
 def test_a_decoder_that_hangs_or_crashes_is_given_up_and_the_next_file_is_read(
     source, processor, monkeypatch, sign, message
 ) -> None:
-    monkeypatch.setattr(video, "take", stuck_take)
+    monkeypatch.setattr(video, "decode_frames", stuck_decode_frames)
     marker = Path(source.path).with_suffix(f".{sign}")
     marker.touch()
     with pytest.raises(CorruptVideoError, match=message) as error:

@@ -12,7 +12,7 @@ from appo.cli.argument_types import count, positive
 from appo.models.names import checkpoint_of
 
 if TYPE_CHECKING:
-    from appo.video.caching import Keeping
+    from appo.video.frame_cache import FrameCaching
 
 HELP = "find everything that is wrong with annotations, videos and images"
 EXAMPLE = (
@@ -57,21 +57,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     where = (arguments.dataset, arguments.annotations, arguments.videos, arguments.split)
     how = {name: getattr(arguments, name) for name in ("quick", "workers", "report")}
-    faults = run_check(Console(), *where, keeping=_keeping(arguments), **how)
+    faults = run_check(Console(), *where, frame_caching=_frame_caching(arguments), **how)
     if faults <= arguments.allow:
         return 0
     print(f"appo: {faults} faults in {arguments.annotations}, {arguments.allow} are allowed (--allow)", file=sys.stderr)
     return 2
 
 
-def _keeping(arguments: argparse.Namespace) -> Keeping | None:
+def _frame_caching(arguments: argparse.Namespace) -> FrameCaching | None:
     if bool(arguments.frame_cache) != bool(arguments.model):
-        raise ValueError("--frame-cache and --model go together: the model's processor chooses what is kept")
+        raise ValueError("--frame-cache and --model go together: the model's processor chooses what is cached")
     if not arguments.frame_cache:
         return None
     checkpoint = checkpoint_of(arguments.model)
-    from appo.video.caching import Keeping
+    from appo.video.frame_cache import FrameCaching
     from appo.video.reader import FrameSampling
 
     sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
-    return Keeping(arguments.frame_cache, checkpoint, sampling)
+    return FrameCaching(arguments.frame_cache, checkpoint, sampling)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from appo.data.validation import Fault, Report, check
-from appo.video.caching import Keeping
+from appo.video.frame_cache import FrameCaching
 
 EXAMPLES_SHOWN = 3  # faults of a category that are shown
 
@@ -33,7 +33,7 @@ def run_check(
     quick: bool,
     workers: int,
     report: Path | None,
-    keeping: Keeping | None = None,
+    frame_caching: FrameCaching | None = None,
 ) -> int:
     """Check, print, write; returns how many faults there are.
 
@@ -44,10 +44,11 @@ def run_check(
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking", total=None)
 
-        def on_file(done: int, files: int) -> None:
+        def on_progress(done: int, files: int) -> None:
             bar.update(task, completed=done, total=files)
 
-        found = check(name, annotations, videos, split, quick=quick, workers=workers, keeping=keeping, on_file=on_file)
+        where = name, annotations, videos, split
+        found = check(*where, quick=quick, workers=workers, frame_caching=frame_caching, on_progress=on_progress)
     print_report(console, found)
     if report is not None:
         found.write(report)

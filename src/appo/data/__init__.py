@@ -1,23 +1,23 @@
-"""Benchmarks: their annotation files become questions and tables that train, responses become their official scores.
+"""Benchmarks: annotation files become questions and tables that train; responses become official scores.
 
-In goes a name (`DATASETS`) or a `Benchmark` of your own, and where annotations and videos lie; out comes
-:class:`appo.types.VideoQA` one after the other (`read`), or a checked table of prompts and reward columns (`load`).
-The same object is asked in training and in evaluation, and the same function scores the answer in both. One
-benchmark is one file with one class (docs/data.md, «Adding a benchmark»).
+In: a name of `DATASETS`, or a `Benchmark` of your own, and where annotations and videos lie. Out:
+:class:`appo.types.VideoQA` one by one (`read`), or a checked table of prompts and reward columns (`load`). Training and
+evaluation use the same object, and the same function scores the answer in both. One benchmark is one file with one
+class (docs/data.md, «Adding a benchmark»).
 """
 
 from appo.data.benchmark import Benchmark, Mark, Measure
 from appo.data.loading import (
     DATASETS,
     answerable,
-    asked_format,
     get_benchmark,
     load,
     media_folder,
+    media_of,
     read,
     read_each,
+    response_format_of,
 )
-from appo.data.media import media_of
 from appo.data.row import Row, RowError
 from appo.data.table import rows_of
 
@@ -29,12 +29,12 @@ __all__ = [
     "Row",
     "RowError",
     "answerable",
-    "asked_format",
     "get_benchmark",
     "load",
     "media_folder",
     "media_of",
     "read",
     "read_each",
+    "response_format_of",
     "rows_of",
 ]

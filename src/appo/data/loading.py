@@ -1,19 +1,19 @@
 """Benchmarks by name: annotation files -> :class:`appo.types.VideoQA` -> a table that trains.
 
-Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped. `read_each` goes
-on behind such a row: `appo data check` (:mod:`appo.data.validation`) lists them all.
+Nothing here opens a video. A row that cannot be used raises, named by file and line; none is dropped. `read_each`
+continues behind such a row: `appo data check` (:mod:`appo.data.validation`) lists them all.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from appo.data.benchmark import Benchmark
 from appo.data.files import is_file, is_url, parent
 from appo.data.jsonl import OwnQuestions
-from appo.data.media import MediaFiles, media_of
 from appo.data.mvbench import MVBench
 from appo.data.nextgqa import NextGQA
 from appo.data.nextqa import NextQA
@@ -30,19 +30,12 @@ from appo.types import VideoQA
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# All that are known by name; a new one is its file and a line here.
+# A new benchmark is its file and a name here.
 BENCHMARKS: tuple[type[Benchmark], ...] = (
-    SeedBenchR1,
-    VideoR1,
-    NextQA,
-    NextGQA,
-    PerceptionTest,
-    VSIBench,
-    MVBench,
-    Spotlight,
-    OwnQuestions,
-)
+    SeedBenchR1, VideoR1, NextQA, NextGQA, PerceptionTest, VSIBench, MVBench, Spotlight, OwnQuestions,
+)  # fmt: skip
 DATASETS: dict[str, Benchmark] = {one.name: one() for one in BENCHMARKS}
+LISTED_AFTER = 8  # look-ups in a folder before it is listed: one listing is cheaper than many look-ups
 AnyPath = str | os.PathLike[str]
 
 
@@ -90,67 +83,57 @@ def load(
     """A dataset as the table that :class:`appo.APPOTrainer` trains on (columns: `rows_of`), checked.
 
     Beyond what `read` checks: ids are unique, every gold answer can be scored, and every video and image exists. No
-    video is opened.
+    video is opened. The first four arguments are those of `read`.
 
     Args:
-        name: as in `read`.
-        annotations: as in `read`.
-        videos: as in `read`.
-        split: as in `read`.
-        response_format: what the policy is asked to write, one of `FORMATS`; default: what the
-            benchmark's official score needs.
-        instruction: closes every prompt; default: the one that asks for the format. ``""`` leaves it out.
+        response_format: that prompts request, one of `FORMATS`; default: what the benchmark's official score needs.
+        instruction: closes every prompt; default: the one of the format. ``""`` leaves it out.
 
     Raises:
         ValueError: as `read`, or a check fails; names file, line and fix.
         OSError: an annotation file, a video or an image is missing.
     """
-    asked = asked_format(name, response_format)
-    table = rows_of(_with_media(answerable(name, annotations, videos, split)), instruction, asked)
+    response_format = response_format_of(name, response_format)
+    table = rows_of(_with_media(answerable(name, annotations, videos, split)), instruction, response_format)
     if not len(table):
         raise ValueError(f"{os.fspath(annotations)}: holds no question" + (f" of split {split!r}" if split else ""))
     return table
 
 
-def asked_format(name: str | Benchmark, response_format: str | None = None) -> str:
-    """The format that responses are asked for: the one given, else the one that the benchmark's official score needs.
+def response_format_of(name: str | Benchmark, response_format: str | None = None) -> str:
+    """The format that prompts request: the one given, else the one that the benchmark's official score needs.
 
     Raises:
         ValueError: it is none of :data:`appo.rewards.templates.FORMATS`, or there is no such benchmark.
     """
-    asked = get_benchmark(name).response_format if response_format is None else response_format
-    if asked not in FORMATS:
-        raise ValueError(f"response_format is {asked!r}: it must be one of {', '.join(FORMATS)}")
-    return asked
+    usual = get_benchmark(name).response_format
+    response_format = usual if response_format is None else response_format
+    if response_format not in FORMATS:
+        raise ValueError(f"response_format is {response_format!r}: it must be one of {', '.join(FORMATS)}")
+    return response_format
 
 
 def read_each(
     name: str | Benchmark, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
 ) -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
-    """Every row with its question, or with why there is none: a walk that no row ends.
-
-    Args:
-        name: as in `read`.
-        annotations: as in `read`.
-        videos: as in `read`.
-        split: as in `read`.
+    """Every row with its question, or with the error why there is none. Arguments as in `read`.
 
     Raises:
         ValueError: name or split is unknown, or (while iterating) a file is not of its format as a whole.
         OSError: (while iterating) an annotation file is missing.
     """
-    dataset, source = get_benchmark(name), os.fspath(annotations)
-    if split is not None and split not in dataset.splits:
-        splits = f"the splits {', '.join(dataset.splits)}" if dataset.splits else "no splits: leave it out"
-        raise ValueError(f"unknown split {split!r}; {dataset.name} has {splits}")
+    benchmark, source = get_benchmark(name), os.fspath(annotations)
+    if split is not None and split not in benchmark.splits:
+        splits = f"the splits {', '.join(benchmark.splits)}" if benchmark.splits else "no splits: leave it out"
+        raise ValueError(f"unknown split {split!r}; {benchmark.name} has {splits}")
     folder = media_folder(annotations, videos)
     if is_url(folder):
         raise ValueError(f"videos are looked for in {folder}, which is no local folder: download them, set `videos`")
 
     def walk() -> Iterator[tuple[Row, VideoQA | RowError | OSError]]:
-        for row in dataset.rows(source, split):
+        for row in benchmark.rows(source, split):
             try:
-                yield row, row.fault or dataset.question(row, folder, split)
+                yield row, row.fault or benchmark.question(row, folder, split)
             except RowError as error:
                 yield row, error
 
@@ -164,7 +147,7 @@ def media_folder(annotations: AnyPath, videos: AnyPath | None = None) -> str:
 
 
 def _raised(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterator[tuple[Row, VideoQA]]:
-    """The same walk, ended by the first row without a question."""
+    """The same rows; the first error is raised."""
     for row, question in found:
         if not isinstance(question, VideoQA):
             raise question
@@ -174,16 +157,10 @@ def _raised(found: Iterator[tuple[Row, VideoQA | RowError | OSError]]) -> Iterat
 def answerable(
     name: str | Benchmark, annotations: AnyPath, videos: AnyPath | None = None, split: str | None = None
 ) -> Iterator[tuple[Row, VideoQA]]:
-    """Every row with its question, ended by the first that cannot be asked or scored, or whose id was there before.
-
-    Args:
-        name: as in `read`.
-        annotations: as in `read`.
-        videos: as in `read`.
-        split: as in `read`.
+    """Every row with its question. Arguments as in `read`.
 
     Raises:
-        ValueError, OSError: as `read`, or that row's; names file and line.
+        ValueError, OSError: as `read`, or a row cannot be scored, or its id was there before; names file and line.
     """
     fault_of = get_benchmark(name).answer_fault
     place_of: dict[str, str] = {}
@@ -194,7 +171,7 @@ def answerable(
 
 
 def id_fault(row: Row, question: VideoQA, place_of: dict[str, str]) -> RowError | None:
-    """That a question's id was there before, or None; `place_of` holds where each was, and learns this one."""
+    """The error that a question's id was there before, or None; `place_of` maps each id to its row, and is updated."""
     first = place_of.setdefault(question.id, row.place)
     if first is row.place:
         return None
@@ -202,7 +179,7 @@ def id_fault(row: Row, question: VideoQA, place_of: dict[str, str]) -> RowError 
 
 
 def _with_media(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
-    """The questions; what files are missing is counted and raised at the end."""
+    """The questions; missing files are counted and raised at the end."""
     media = MediaFiles()
     first_missing = ""
     for row, question in found:
@@ -211,6 +188,53 @@ def _with_media(found: Iterator[tuple[Row, VideoQA]]) -> Iterator[VideoQA]:
                 first_missing = f"{row.place}: there is no {path}"
         yield question
     if first_missing:
-        count = f"{len(media.missing)} of {media.asked} video and image files are missing"
+        count = f"{len(media.missing)} of {len(media.existing) + len(media.missing)} video and image files are missing"
         fix = "check `videos`, the folder that paths start from; `appo data check` finds it"
         raise FileNotFoundError(f"{first_missing} ({count}); {fix}")
+
+
+def media_of(question: VideoQA) -> list[tuple[str, bool]]:
+    """The paths of a question's video and image, each with whether it is a folder of frames."""
+    video = [(question.video.path, question.video.frames_fps is not None)] if question.video else []
+    return [*video, (question.image, False)] if question.image else video
+
+
+class MediaFiles:
+    """Looks files up, each once, and lists folders with many look-ups. No file is opened.
+
+    Attributes:
+        existing: the paths looked up that exist.
+        missing: those that do not.
+    """
+
+    def __init__(self) -> None:
+        self.existing: set[str] = set()
+        self.missing: set[str] = set()
+        self._lookups: Counter[str] = Counter()
+        self._listings: dict[str, frozenset[str]] = {}
+
+    def has(self, path: str, is_folder: bool = False) -> bool:
+        """Whether there is such a file, or folder of frames."""
+        if path not in self.existing and path not in self.missing:
+            exists = os.path.isdir(path) if is_folder else self._is_file(path)
+            (self.existing if exists else self.missing).add(path)
+        return path in self.existing
+
+    def _is_file(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._listings:
+            self._lookups[folder] += 1
+            if self._lookups[folder] <= LISTED_AFTER:
+                return os.path.isfile(path)
+            self._listings[folder] = _files_in(folder)
+        # A name that is not listed may still exist: in another case of letters, on some file systems.
+        return name in self._listings[folder] or os.path.isfile(path)
+
+
+def _files_in(folder: str) -> frozenset[str]:
+    """The names of the plain files in a folder; links are looked up one by one."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except OSError:
+        return frozenset()

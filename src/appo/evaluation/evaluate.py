@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from appo.data import answerable, asked_format, media_of
+from appo.data import answerable, media_of, response_format_of
 from appo.evaluation.inference import Asking, answer
 from appo.evaluation.predictions import CLIPS, EvaluationFolder, batches
 from appo.evaluation.scoreboard import Progressing
@@ -114,7 +114,7 @@ def _asking(settings: EvalSettings) -> Asking:
     frames = SAMPLING if world else FrameSampling()
     max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
     fps = frames.fps if settings.fps is None else settings.fps
-    usual = INSTRUCTIONS[asked_format(settings.dataset)]
+    usual = INSTRUCTIONS[response_format_of(settings.dataset)]
     instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
     return Asking(
         sampling=FrameSampling(fps, max_frames, min(frames.min_frames, max_frames)),

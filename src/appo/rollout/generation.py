@@ -16,7 +16,7 @@ from appo.models.families import family_or_generic
 from appo.models.prompt import Prompt
 from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import Call, FrameSampling, SampledVideo, here, lm_frame_timestamps, read_video
+from appo.video.reader import Call, FrameSampling, SampledVideo, call_inline, lm_frame_timestamps, read_video
 
 Messages = list[dict[str, Any]]
 
@@ -45,7 +45,7 @@ class VideoCache:
     """
 
     def __init__(
-        self, video_processor: Any, sampling: FrameSampling, cache: FrameCache | None = None, call: Call = here
+        self, video_processor: Any, sampling: FrameSampling, cache: FrameCache | None = None, call: Call = call_inline
     ) -> None:
         self._video_processor = video_processor
         self._sampling = sampling

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from trl import TrlParser
 
-from appo.data import asked_format
+from appo.data import response_format_of
 from appo.models.names import SPOTLIGHT
 from appo.rewards.functions import PAPER_REWARDS
 from appo.training.config import APPOConfig
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str], *, tiny: bool = False) -> tuple[TrainScript,
 
 
 def _replaced(script: TrainScript, method: str) -> TrainScript:
-    asked = asked_format(script.dataset, script.response_format or None)
+    asked = response_format_of(script.dataset, script.response_format or None)
     # The tiny policy has no word for <time>, so it cannot be taught to say it.
     own: dict[str, Any] = {"response_format": "answer" if method == "sft" else asked, "limit": script.limit and 6}
     return replace(script, **REPLACED, **own)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
 
-from appo.data import asked_format, load, rows_of
+from appo.data import load, response_format_of, rows_of
 from appo.models.loading import load_model
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.run_folder import RunFolder
@@ -97,7 +97,7 @@ def _all_rows(script: TrainScript, instruction: str | None, folder: RunFolder, s
         where = (script.annotations, script.videos, script.split)
         return load(script.dataset, *where, response_format=script.response_format, instruction=instruction)
     clips = planned(folder.path / CLIPS, script.level, script.clips, seed)
-    return rows_of(clips, instruction, asked_format(script.dataset, script.response_format))
+    return rows_of(clips, instruction, response_format_of(script.dataset, script.response_format))
 
 
 def subset(rows: Dataset, limit: int | None, seed: int) -> Dataset:

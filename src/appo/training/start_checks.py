@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from appo.data import asked_format, read_each
+from appo.data import read_each, response_format_of
 from appo.data.files import exists, is_url
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.jsonl import check_unused
@@ -94,7 +94,7 @@ def check_data(settings: Mapping[str, Any]) -> None:
         )
     else:
         dials_of(settings.get("level") or "L1")
-    asked_format(dataset, settings.get("response_format"))
+    response_format_of(dataset, settings.get("response_format"))
 
 
 def _check_there(setting: str, path: str) -> None:

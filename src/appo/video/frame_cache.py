@@ -12,6 +12,9 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,21 @@ import numpy.typing as npt
 from appo.files import atomic_write
 from appo.types import VideoSource
 from appo.video.image_sequence import list_pictures
-from appo.video.reader import Call, FrameSampling, SampledVideo, here, local_path, read_video
+from appo.video.reader import Call, FrameSampling, SampledVideo, call_inline, local_path, read_video
 
-# Part of every key: to be raised when a source, or an entry, comes to mean something else than before.
-FORMAT = 1
-LONGEST_SIDE = 8192  # of a frame that is kept: WebP ends at 16383, Pillow's trust in a picture earlier
+FORMAT = 1  # part of every key: raise it when the meaning of a source or of an entry changes
+LONGEST_SIDE = 8192  # of a cached frame: WebP ends at 16383, Pillow's limit for a picture earlier
+# Seconds for `cache_frames`: for a process to load transformers and the processor, and for one video.
+LOAD_LIMIT, VIDEO_LIMIT = 600.0, 1800.0
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class FrameCache:
     """A folder of sampled videos, for any number of processes and runs at once.
 
-    An entry is found by the absolute path, size and time of change of the file (of every picture of a folder), the
-    clip, the sampling, and the processor's rule (its class, temporal patch size, and the versions of transformers and
-    PyAV). One that is damaged is decoded again and replaced. None is ever deleted: delete the folder when you like.
+    The key of an entry: absolute path, size and time of change of the file (of every picture of a folder), clip,
+    sampling, and the processor's rule (its class, temporal patch size, the versions of transformers and PyAV). A
+    damaged entry is decoded again and replaced. Entries are never deleted: delete the folder whenever you like.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -55,12 +59,11 @@ class FrameCache:
             raise self._error("cannot be made", error) from error
 
     def read(
-        self, source: VideoSource, video_processor: Any, sampling: FrameSampling, call: Call = here
+        self, source: VideoSource, video_processor: Any, sampling: FrameSampling, call: Call = call_inline
     ) -> tuple[SampledVideo, bool]:
-        """What :func:`appo.video.reader.read_video` returns, from the folder if it is there; and whether it was there.
+        """What :func:`appo.video.reader.read_video` returns or raises, and whether it was in the folder.
 
         Raises:
-            VideoError: as :func:`appo.video.reader.read_video`.
             OSError: a new entry cannot be written.
         """
         key = key_of(source, video_processor, sampling)
@@ -68,30 +71,30 @@ class FrameCache:
         if video is not None:
             return video, True
         video = read_video(source, video_processor, sampling, call)
-        # A file that changed while it was read must not be kept under what it was before.
+        # A file that changed while it was read must not be stored under its old key.
         if max(video.frames_THWC.shape[1:]) <= LONGEST_SIDE and key_of(source, video_processor, sampling) == key:
             self._store(key, video)
         return video, False
 
-    def _place(self, key: str) -> Path:
+    def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / name[2:]
 
     def _load(self, key: str, source: VideoSource) -> SampledVideo | None:
         """The entry; None if there is none, or if it is damaged."""
         try:
-            data = self._place(key).read_bytes()
+            data = self._path(key).read_bytes()
         except OSError:
             return None
         digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         return _unpack(body, source) if hashlib.sha256(body).digest() == digest else None
 
     def _store(self, key: str, video: SampledVideo) -> None:
-        """A reader sees all of an entry or nothing, however many write it."""
-        place, body = self._place(key), _pack(video, key)
+        """Write an entry; other processes read all of it or nothing."""
+        path, body = self._path(key), _pack(video, key)
         try:
-            place.parent.mkdir(exist_ok=True)
-            atomic_write(place, hashlib.sha256(body).digest() + body)
+            path.parent.mkdir(exist_ok=True)
+            atomic_write(path, hashlib.sha256(body).digest() + body)
         except OSError as error:
             raise self._error("cannot be written to", error) from error
 
@@ -107,6 +110,45 @@ def cache_in(folder: str | None) -> FrameCache | None:
     return FrameCache(folder) if folder else None
 
 
+@dataclass(frozen=True)
+class FrameCaching:
+    """What `appo data check --frame-cache` puts into a cache, before a run asks for it.
+
+    Attributes:
+        folder: of the cache.
+        model: Hugging Face folder or hub id, whose video processor chooses the frames.
+        sampling: how many.
+    """
+
+    folder: str
+    model: str
+    sampling: FrameSampling
+
+
+def cache_frames(task: tuple[VideoSource, FrameCaching], allow: Callable[[float], None]) -> str:
+    """Put the frames of one video into the cache, unless they are there: a function for `run_tasks`.
+
+    Returns:
+        What is wrong, in one line, or "".
+    """
+    source, caching = task
+    allow(LOAD_LIMIT)
+    try:
+        processor = _video_processor(caching.model)
+        allow(VIDEO_LIMIT)
+        FrameCache(caching.folder).read(source, processor, caching.sampling)
+    except Exception as error:  # of the model's folder, the decoder, the disk: each names its cause
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+@cache
+def _video_processor(model: str) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model).video_processor
+
+
 def key_of(source: VideoSource, video_processor: Any, sampling: FrameSampling) -> str:
     """Everything that decides which frames are read, as JSON.
 
@@ -116,13 +158,13 @@ def key_of(source: VideoSource, video_processor: Any, sampling: FrameSampling) -
     import av
     import transformers
 
-    place = local_path(source)
-    files = list_pictures(place) if source.frames_fps else [place]
-    states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
+    path = local_path(source)
+    files = list_pictures(path) if source.frames_fps else [path]
+    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     rule = type(video_processor)
     return json.dumps({
         "format": FORMAT,
-        "path": str(place),
+        "path": str(path),
         "files": states,
         "clip": [source.start, source.end, source.frames_fps],
         "sampling": [sampling.fps, sampling.min_frames, sampling.max_frames],
@@ -147,22 +189,16 @@ def _pack(video: SampledVideo, key: str) -> bytes:
 
 def _unpack(body: bytes, source: VideoSource) -> SampledVideo:
     line, _, pictures = body.partition(b"\n")
-    header, place, frames = json.loads(line), 0, []
+    header, start, frames = json.loads(line), 0, []
     for size in header["bytes"]:
-        frames.append(_picture(pictures[place : place + size]))
-        place += size
-    return SampledVideo(
-        source.path,
-        np.stack(frames),
-        tuple(header["timestamps"]),
-        header["fps"],
-        header["total_frames"],
-        tuple(header["frame_indices"]),
-    )
+        frames.append(_picture(pictures[start : start + size]))
+        start += size
+    times, indices = tuple(header["timestamps"]), tuple(header["frame_indices"])
+    return SampledVideo(source.path, np.stack(frames), times, header["fps"], header["total_frames"], indices)
 
 
 def _webp(frame_HWC: npt.NDArray[np.uint8]) -> bytes:
-    """Lossless, and of the least effort: writing already takes longer than decoding a short clip."""
+    """Lossless, at the lowest effort: writing already takes longer than decoding a short clip."""
     from PIL import Image
 
     buffer = io.BytesIO()

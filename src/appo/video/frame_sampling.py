@@ -1,6 +1,6 @@
-"""What of a video is shown: the nouns, the errors, and which frames the model's own video processor chooses.
+"""Frame sampling: its types and errors, and which frames the model's own video processor chooses.
 
-Which frames are sampled is decided by the model's own video processor, so its rule is never rewritten here.
+Which frames are sampled is the processor's decision: its rule is never rewritten here.
 
 Shape suffixes: T sampled frames, H height, W width, C = 3 colours (RGB).
 """
@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from appo.types import ClipError, VideoError, VideoSource
 
-# A stated frame rate is trusted when it explains the frames' own times this well, else the times win.
-RATE_TOLERANCE = 0.01
+RATE_TOLERANCE = 0.01  # a stated frame rate that misses the frames' own times by more is not used
 
 
 class MissingVideoError(VideoError):
@@ -124,7 +123,7 @@ def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tu
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is known of a video, or of a clip of it, before any frame is decoded.
+    """The times of a video's (clip's) frames, before any is decoded.
 
     Attributes:
         times: seconds of each frame since the first frame of the whole video, ascending.
@@ -142,18 +141,23 @@ class Timeline:
 
     @property
     def fps(self) -> float:
-        """Frames per second: as stated, or from the frames' own times where the two disagree («ours»)."""
+        """Frames per second: as stated, or from the frames' own times where the two disagree (not in the paper)."""
         count, stated = len(self.times), self.stated_fps
         seconds = self.times[-1] - self.times[0] + self.last_duration
         # Half a frame of slack: containers round times, Matroska to milliseconds.
         agrees = stated and abs(count / stated - seconds) <= max(0.5 / stated, RATE_TOLERANCE * seconds)
         return stated if agrees else count / seconds
 
-    def cut(self, source: VideoSource) -> Timeline:
-        """The frames a source shows: those for which the middle of the time they are shown lies within the clip.
+    @property
+    def seconds(self) -> float:
+        """When the last frame ends, since the first frame of the whole video."""
+        return self.times[-1] + self.last_duration
 
-        So rounded times and borders lose or add nothing, and clips that follow one another share no frame. A frame
-        that stands for longer than the video's frames do on average counts as one of average length.
+    def cut(self, source: VideoSource) -> Timeline:
+        """The frames of a clip: those whose middle (start + duration / 2) lies within it.
+
+        Rounded times therefore lose or add no frame, and consecutive clips share none. A frame of more than average
+        duration counts as one of average duration.
 
         Raises:
             ClipError: the clip starts behind the end of the video.
@@ -166,8 +170,8 @@ class Timeline:
         first = 0 if source.start is None else bisect_left(middles, source.start)
         stop = len(middles) if source.end is None else bisect_left(middles, source.end)
         if first == len(middles):
-            length = self.times[-1] + self.last_duration
-            raise ClipError(source.path, f"{source.clip} starts behind the video's {length:.2f} s", "correct the clip")
+            problem = f"{source.clip} starts behind the video's {self.seconds:.2f} s"
+            raise ClipError(source.path, problem, "correct the clip")
         if stop - first < 2:
             count = "one frame" if stop > first else "no frames"
             raise TooFewFramesError(source.path, f"{source.clip} has {count}", "use at least 2 frames")
@@ -178,7 +182,7 @@ class Timeline:
 
 
 def typical_duration(times: Sequence[float]) -> float:
-    """Seconds between two frames: how long a last frame is shown whose duration nothing states."""
+    """Seconds between two frames: the duration of a last frame of which none is stated."""
     return statistics.median(after - before for before, after in pairwise(times))
 
 

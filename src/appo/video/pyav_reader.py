@@ -1,7 +1,7 @@
 """A video file's own clock, and its frames; by PyAV.
 
-What cannot be decoded completely raises a typed error of one line: a repeated, missing or grey frame would be
-trained on without anybody noticing.
+What cannot be decoded completely raises a typed error of one line: training on repeated, missing or grey frames
+would not be noticed.
 
 Shape suffixes: T wanted frames, H height, W width, C = 3 colours (RGB).
 """

@@ -1,7 +1,6 @@
 """A video becomes sampled frames, their times and metadata: a file or a folder of pictures, the whole or a clip of it.
 
-A clip is read as if it were a video of its own, so the processor's rule and the times the model sees are about the
-frames inside it alone.
+A clip is read as if it were a video of its own: the processor's rule and the model's times count its frames alone.
 """
 
 from __future__ import annotations
@@ -51,53 +50,58 @@ __all__ = [
 ]
 
 
-# Calls one of the two functions below about a source: here, or where a decoder can be given up (`decode_worker`).
+# Calls `probe` or `decode_frames`: in this process, or in a worker that can be given up (`decode_worker`).
 Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a source shows, found: nothing is decoded yet.
+class ProbedVideo:
+    """A source that was found; nothing is decoded yet.
 
     Attributes:
-        place: the file or folder.
+        path: the file or folder.
         pictures: of a folder, in order.
         timeline: of the file or folder, or of the clip of it.
     """
 
-    place: Path
+    path: Path
     pictures: list[Path]
     timeline: Timeline
 
 
-def look(source: VideoSource) -> Shown:
+def probe(source: VideoSource) -> ProbedVideo:
     """Find a source and read its times. Raises VideoError as `read_video`."""
-    place = local_path(source)
-    pictures = list_pictures(place) if source.frames_fps else []
-    whole = folder_timeline(place, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(place))
-    return Shown(place, pictures, whole if source.is_whole else whole.cut(source))
+    path = local_path(source)
+    pictures = list_pictures(path) if source.frames_fps else []
+    whole = folder_timeline(path, pictures, source.frames_fps) if source.frames_fps else read_timeline(str(path))
+    return ProbedVideo(path, pictures, whole if source.is_whole else whole.cut(source))
 
 
-def take(source: VideoSource, shown: Shown, chosen: Sequence[int]) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
+def decode_frames(
+    source: VideoSource, probed: ProbedVideo, chosen: Sequence[int]
+) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
     """The chosen frames, uint8 (T, H, W, 3), and their seconds (T,). Raises VideoError as `read_video`."""
     if source.frames_fps:
-        frames_THWC = read_pictures([shown.pictures[shown.timeline.first + index] for index in chosen])
+        frames_THWC = read_pictures([probed.pictures[probed.timeline.first + index] for index in chosen])
         return frames_THWC, tuple(index / source.frames_fps for index in chosen)
-    return decode(str(shown.place), chosen, shown.timeline)
+    return decode(str(probed.path), chosen, probed.timeline)
 
 
-def here(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_inline(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in this process."""
     return function(*arguments)
 
 
 def read_video(
-    source: VideoSource | str | os.PathLike[str], video_processor: Any, sampling: FrameSampling, call: Call = here
+    source: VideoSource | str | os.PathLike[str],
+    video_processor: Any,
+    sampling: FrameSampling,
+    call: Call = call_inline,
 ) -> SampledVideo:
     """Decode the frames that the model's video processor chooses.
 
     Args:
-        source: what is shown; a path alone means the whole file.
+        source: a path alone means the whole file.
         video_processor: a video processor of transformers; only its ``sample_frames`` rule is used.
         sampling: how many frames to take.
         call: where the file is opened and decoded.
@@ -111,16 +115,15 @@ def read_video(
     """
     if not isinstance(source, VideoSource):
         source = VideoSource(os.fspath(source))
-    shown: Shown = call(look, source)
-    fps, total = shown.timeline.fps, len(shown.timeline.times)
+    probed: ProbedVideo = call(probe, source)
+    fps, total = probed.timeline.fps, len(probed.timeline.times)
     chosen = choose_frames(source, total, fps, video_processor, sampling)
-    frames_THWC, timestamps_T = call(take, source, shown, chosen)
+    frames_THWC, timestamps_T = call(decode_frames, source, probed, chosen)
     return SampledVideo(source.path, frames_THWC, timestamps_T, fps, total, chosen)
 
 
 def local_path(source: VideoSource) -> Path:
-    """The absolute path of a file that is not empty, or of a folder. Absolute, as FFmpeg would read ``a:b.mp4`` as
-    an address.
+    """The absolute path of a file that is not empty, or of a folder. FFmpeg would read ``a:b.mp4`` as an address.
 
     Raises:
         MissingVideoError: there is none, or no local one, or a file where a folder should be or the reverse.

@@ -1,4 +1,4 @@
-"""The frames of a group as one small picture, so that a page can show them where the videos are not.
+"""The frames of a group as one small picture, for pages on machines without the videos.
 
 Shape suffixes: T sampled frames, H height, W width, C = 3 colours; F frames as the language model sees them.
 """
@@ -12,9 +12,9 @@ from PIL import Image
 
 from appo.video.frame_sampling import SampledVideo
 
-TILE = (128, 96)  # pixels of a frame at most («ours»: a page of 200 groups stays small)
+TILE = (128, 96)  # pixels of a frame at most (not in the paper: a page of 200 groups stays small)
 WIDEST = 16_000  # pixels; WebP ends at 16383
-QUALITY = 62  # of WebP, 0 to 100 («ours»)
+QUALITY = 62  # of WebP, 0 to 100 (not in the paper)
 
 
 def filmstrip(videos: Sequence[SampledVideo], merged: int) -> bytes:
@@ -37,7 +37,7 @@ def filmstrip(videos: Sequence[SampledVideo], merged: int) -> bytes:
     for number, frame_HWC in enumerate(frames):
         picture = Image.fromarray(frame_HWC)
         picture.thumbnail(tile, Image.Resampling.LANCZOS, reducing_gap=2.0)
-        left, top = ((room - size) // 2 for room, size in zip(tile, picture.size, strict=True))
+        left, top = ((space - size) // 2 for space, size in zip(tile, picture.size, strict=True))
         strip.paste(picture, (number * tile[0] + left, top))
     buffer = io.BytesIO()
     strip.save(buffer, "WEBP", quality=QUALITY, method=4)
