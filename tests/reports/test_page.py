@@ -19,7 +19,7 @@ from appo.method.perception import response_frame_scores
 from appo.reports.group_view import LEVELS, Reading, clean, group_view
 from appo.reports.jsonl import RecordError
 from appo.reports.page import embeddable, page_data, render, write_page
-from appo.reports.seen_run import SeenRun, see_run
+from appo.reports.run_folder import LoadedRun, load_run
 from tests.reports import page_cases
 from tests.reports.page_cases import INJECTIONS, RECORDED
 
@@ -93,7 +93,7 @@ def test_a_question_asked_again_says_what_changed() -> None:
 
 def test_in_the_recorded_run_winners_looked_at_the_event_where_losers_did_not() -> None:
     """The point of it all, on groups of a real run of the demo."""
-    data = page_data([see_run(RECORDED)])
+    data = page_data([load_run(RECORDED)])
     assert data["runs"][0]["notes"] == []
     gaps = []
     for group in data["groups"]:
@@ -222,4 +222,4 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match=r"page\.html: cannot be written"):
-        write_page(tmp_path / "file" / "page.html", [SeenRun("a")])
+        write_page(tmp_path / "file" / "page.html", [LoadedRun("a")])

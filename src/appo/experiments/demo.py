@@ -25,8 +25,8 @@ from appo.files import atomic_write
 from appo.reports.console import print_group
 from appo.reports.group_view import Reading
 from appo.reports.page import write_page
-from appo.reports.run_folder import PAGE, RolloutRecord, RunFolder
-from appo.reports.seen_run import see_run
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import PAGE, RunFolder, load_run
 from appo.rollout.generation import evaluation_mode
 from appo.training.config import APPOConfig
 from appo.training.run import fit, make_trainer
@@ -231,7 +231,7 @@ class Inspector:
                 max_new_tokens=MAX_NEW_TOKENS,
                 instruction="",
                 step=step,
-                keep_film=self.folder.keep_film,
+                save_film=self.folder.save_film,
                 **self.config.weight_settings,
             )
 
@@ -275,7 +275,7 @@ def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folde
     console.print(table)
     write_picture(folder.path / "summary.svg", groups, table, Reading.of(folder.config["training"]))
     console.print(f"run folder: {folder.path} (metrics.jsonl, rollouts.jsonl, evaluation.json, summary.svg, policy/)")
-    page = write_page(folder.path / PAGE, [see_run(folder.path)])
+    page = write_page(folder.path / PAGE, [load_run(folder.path)])
     console.print(f"open this page in a browser: {page}", style="bold", highlight=False, soft_wrap=True)
 
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from appo.reports.group_view import Reading, group_view
 from appo.reports.page import page_data
-from appo.reports.run_folder import RolloutRecord
-from appo.reports.seen_run import SeenRun
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import LoadedRun
 
 TELLING = 3  # groups printed of each run
 MOST_TOKENS = 400  # of a response in a terminal
@@ -20,7 +20,7 @@ _LIGHTS = ((8, "#1e1a14"), (25, "#4c2f14"), (45, "#7e4b18"), (65, "#ac681c"), (8
 _SIGNS = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}
 
 
-def print_runs(console: Console, runs: Sequence[SeenRun]) -> None:
+def print_runs(console: Console, runs: Sequence[LoadedRun]) -> None:
     """The most telling groups of each run, each question at the last step it was asked; and what is missing."""
     data = page_data(runs)
     for number, run in enumerate(data["runs"]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeGuard
 
-from appo.reports.run_folder import ResponseRecord, RolloutRecord
+from appo.reports.records import ResponseRecord, RolloutRecord
 
 # One character a number: attention in 64 levels of its square root, so that faint looks are seen too («ours»).
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -27,19 +27,12 @@ _HIDDEN = re.compile(
 
 @dataclass(frozen=True)
 class Reading:
-    """How a run's groups are read.
+    """How a run's groups are read."""
 
-    Attributes:
-        accuracy: name of the reward that splits winners from losers.
-        threshold: a response with at least this much of it is a winner.
-        score_tokens: K1 of method step 2.
-        reward_weights: of the rewards, in their order; those without one count once.
-    """
-
-    accuracy: str = "accuracy_reward"
-    threshold: float = 0.5
-    score_tokens: int = 15
-    reward_weights: tuple[float, ...] = ()
+    accuracy: str = "accuracy_reward"  # name of the reward that splits winners from losers
+    threshold: float = 0.5  # a response with at least this much of it is a winner
+    score_tokens: int = 15  # K1 of method step 2
+    reward_weights: tuple[float, ...] = ()  # of the rewards, in their order; those without one count once
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Reading:

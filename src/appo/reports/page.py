@@ -24,8 +24,8 @@ from appo.files import atomic_write
 from appo.reports.curves import run_curves, run_facts, run_levels, run_settings, run_times
 from appo.reports.group_view import NAME_LENGTH, Reading, clean, group_view, lean
 from appo.reports.jsonl import unwritable
-from appo.reports.run_folder import RolloutRecord
-from appo.reports.seen_run import SeenRun
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import LoadedRun
 
 # A page stays under 8 MB («ours»: opens at once, and can be sent by mail).
 FILM_BYTES, GROUP_BYTES = 2_000_000, 4_600_000
@@ -33,7 +33,7 @@ SCRIPTS = ("dom.js", "curves.js", "stage.js", "words.js", "groups.js", "page.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
-def page_data(runs: Sequence[SeenRun]) -> dict[str, Any]:
+def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """All that a page shows, as JSON can hold it.
 
     Returns:
@@ -56,7 +56,7 @@ def page_data(runs: Sequence[SeenRun]) -> dict[str, Any]:
     }
 
 
-def write_page(file: Path, runs: Sequence[SeenRun]) -> Path:
+def write_page(file: Path, runs: Sequence[LoadedRun]) -> Path:
     """Write the page, and its data beside it as .json, each whole or not at all; returns the page's path.
 
     Raises:
@@ -94,7 +94,7 @@ def embeddable(data: str) -> str:
     return data
 
 
-def _run_view(run: SeenRun) -> dict[str, Any]:
+def _run_view(run: LoadedRun) -> dict[str, Any]:
     return {
         "name": clean(run.name, NAME_LENGTH),
         "facts": run_facts(run.about, run.settings, run.metrics),
@@ -134,7 +134,7 @@ def _share(group: Mapping[str, Any]) -> float | None:
     return round(group["right"] / group["judged"], 4) if group["judged"] else None
 
 
-def _films(runs: Sequence[SeenRun], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _films(runs: Sequence[LoadedRun], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The pictures that groups name, each once, together at most `FILM_BYTES`; groups without one name none."""
     pictures = {(number, name): data for number, run in enumerate(runs) for name, data in run.films.items()}
     size = sum(map(len, pictures.values()))

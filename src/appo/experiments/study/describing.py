@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from appo.evaluation.inference import Asking, answer
+from appo.evaluation.inference import InferenceSettings, answer
 from appo.evaluation.predictions import Reply, batches
 from appo.experiments.study.folder import Line
 from appo.experiments.study.members import TRUTH, Perceiver
@@ -23,21 +23,13 @@ from appo.world.processor import vocabulary
 
 @dataclass(frozen=True)
 class DescribeSettings:
-    """How perceivers are asked.
+    """How perceivers are asked."""
 
-    Attributes:
-        sampling: how frames are sampled.
-        batch_size: questions at once.
-        max_new_tokens: longest response.
-        dtype: of the weights; None: as fits the machine.
-        frame_cache: folder in which sampled frames are kept.
-    """
-
-    sampling: FrameSampling
-    batch_size: int = 16
-    max_new_tokens: int = 512
-    dtype: str | None = None
-    frame_cache: str | None = None
+    sampling: FrameSampling  # how frames are sampled
+    batch_size: int = 16  # questions at once
+    max_new_tokens: int = 512  # longest response
+    dtype: str | None = None  # of the weights; None: as fits the machine
+    frame_cache: str | None = None  # folder in which sampled frames are kept
 
 
 def describe(
@@ -74,8 +66,8 @@ def _replies(
     tiny = _is_tiny(processor)
     asked = [(index, [question if tiny else _described(question) for question in batch]) for index, batch in left]
     longest = min(describing.max_new_tokens, MAX_NEW_TOKENS) if tiny else describing.max_new_tokens
-    asking = Asking(describing.sampling, longest, instruction="")
-    found = answer(model, processor, asked, asking, cache_in(describing.frame_cache))
+    inference = InferenceSettings(describing.sampling, longest, instruction="")
+    found = answer(model, processor, asked, inference, cache_in(describing.frame_cache))
     for (_, batch), answered in zip(left, found, strict=True):
         yield batch, list(answered.replies)
 

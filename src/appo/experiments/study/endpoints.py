@@ -27,25 +27,15 @@ _LONGEST_ERROR = 300
 
 @dataclass(frozen=True)
 class Calling:
-    """How endpoints are asked.
+    """How endpoints are asked."""
 
-    Attributes:
-        key_variable: environment variable that holds the key.
-        requests_per_minute: of one endpoint, retries included; None: as fast as it answers.
-        at_once: requests on the way at the same time.
-        retries: of one request.
-        timeout: seconds without an answer after which a request is tried again.
-        max_tokens: longest answer.
-        prices: dollars a million tokens read and written; None: not known.
-    """
-
-    key_variable: str = "OPENAI_API_KEY"
-    requests_per_minute: float | None = None
-    at_once: int = 8
-    retries: int = 5
-    timeout: float = 120.0
-    max_tokens: int = 1024
-    prices: tuple[float, float] | None = None
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    requests_per_minute: float | None = None  # of one endpoint, retries included; None: as fast as it answers
+    at_once: int = 8  # requests on the way at the same time
+    retries: int = 5  # of one request
+    timeout: float = 120.0  # seconds without an answer after which a request is tried again
+    max_tokens: int = 1024  # longest answer
+    prices: tuple[float, float] | None = None  # dollars a million tokens read and written; None: not known
 
 
 @dataclass

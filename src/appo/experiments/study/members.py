@@ -17,18 +17,13 @@ _NOISE = re.compile(r"(.+)@([01]|0?\.\d+)")
 
 @dataclass(frozen=True)
 class Perceiver:
-    """Who describes.
+    """Who describes."""
 
-    Attributes:
-        name: in tables and files.
-        source: a checkpoint (folder, hub id, adapter), ``spotlight`` (the tiny policy), ``truth`` (the embedded
-            world's exact description), or ``nothing`` (the floor: what reasoners make of the question alone).
-        noise: probability that an attribute of the embedded world is described wrongly.
-    """
-
-    name: str
+    name: str  # in tables and files
+    # a checkpoint (folder, hub id, adapter), ``spotlight`` (the tiny policy), ``truth`` (the embedded world's exact
+    # description), or ``nothing`` (the floor: what reasoners make of the question alone)
     source: str
-    noise: float = 0.0
+    noise: float = 0.0  # probability that an attribute of the embedded world is described wrongly
 
     @property
     def is_model(self) -> bool:
@@ -38,19 +33,12 @@ class Perceiver:
 
 @dataclass(frozen=True)
 class Reasoner:
-    """Who answers.
+    """Who answers."""
 
-    Attributes:
-        name: in tables and files.
-        source: a checkpoint of a text model, or an endpoint's name for its model.
-        known: of rules: the tasks that they know; else none.
-        url: where an endpoint is; empty: where the `openai` package looks for it; None: no endpoint.
-    """
-
-    name: str
-    source: str
-    known: tuple[str, ...] = ()
-    url: str | None = None
+    name: str  # in tables and files
+    source: str  # a checkpoint of a text model, or an endpoint's name for its model
+    known: tuple[str, ...] = ()  # of rules: the tasks that they know; else none
+    url: str | None = None  # where an endpoint is; empty: where the `openai` package looks for it; None: no endpoint
 
     @property
     def is_rules(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appo.experiments.compare.tables import table
+from appo.evaluation.tables import markdown_table
 from appo.experiments.figures import add_legend, line_style, svg_of_panels
 
 LEGEND_COLUMNS = 3
@@ -73,7 +73,7 @@ def _grid(summary: Mapping[str, Any]) -> list[str]:
     cells = {(cell["perceiver"], cell["reasoner"]): cell for cell in summary["cells"]}
     rows = [[p, *(_cell(cells[p, r], summary) for r in summary["reasoners"])] for p in summary["perceivers"]]
     title = "Score in per cent (95 % Wilson interval); rows describe, columns answer, from weak to strong as given:"
-    return [title, "", *table(["", *summary["reasoners"]], rows)]
+    return [title, "", *markdown_table(["", *summary["reasoners"]], rows)]
 
 
 def _cell(cell: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -93,13 +93,13 @@ def _gains(summary: Mapping[str, Any]) -> list[str]:
     names = [name for name in (*AXES, "difference") if name in found]
     rows = [[name, *(_gain(found.get(f"{name}{kind}"), *how[1:]) for kind, how in kinds.items())] for name in names]
     lines = ["Gains, averaged over the other side (95 % paired bootstrap interval over questions):", ""]
-    lines += table(["", *(how[0] for how in kinds.values())], rows)
+    lines += markdown_table(["", *(how[0] for how in kinds.values())], rows)
     for name, members in AXES.items():
         steps = [found[f"{name}/step/{n}"] for n in range(1, len(summary[members])) if f"{name}/step/{n}" in found]
         pairs = zip(summary[members], summary[members][1:], steps, strict=False)
         body = [[f"{one} → {other}", _gain(step, 100.0, 1)] for one, other, step in pairs]
         if len(body) > 1:
-            lines += ["", *table([f"step of {name}", "points"], body)]
+            lines += ["", *markdown_table([f"step of {name}", "points"], body)]
     return lines
 
 

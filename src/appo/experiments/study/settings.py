@@ -29,40 +29,26 @@ CLIPS_A_STUDY = 500
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the flags of `appo study` set.
+    """What the flags of `appo study` set."""
 
-    Attributes:
-        output: folder, new or of this study.
-        perceivers: from weak to strong.
-        reasoners: from weak to strong.
-        dataset, annotations, videos, split, limit: the questions, as `appo eval` has them.
-        level: of the embedded world's own clips, which are made where no annotations are given.
-        fps, max_frames: how frames are sampled; None: as `appo eval` does.
-        batch_size: questions a model is asked at once.
-        max_description, max_answer: tokens at most.
-        dtype, frame_cache: as in `appo eval`.
-        calling: how endpoints are asked, by the reasoner's name.
-        budget: dollars that all answers of the folder together may cost.
-    """
-
-    output: Path
-    perceivers: tuple[Perceiver, ...]
-    reasoners: tuple[Reasoner, ...]
-    dataset: str = SPOTLIGHT
+    output: Path  # folder, new or of this study
+    perceivers: tuple[Perceiver, ...]  # from weak to strong
+    reasoners: tuple[Reasoner, ...]  # from weak to strong
+    dataset: str = SPOTLIGHT  # the questions, as `appo eval` has them
     annotations: str | None = None
     videos: str | None = None
     split: str | None = None
     limit: int | None = None
-    level: str = "L1"
-    fps: float | None = None
+    level: str = "L1"  # of the embedded world's own clips, which are made where no annotations are given
+    fps: float | None = None  # how frames are sampled; None: as `appo eval` does
     max_frames: int | None = None
-    batch_size: int = 16
-    max_description: int = 512
+    batch_size: int = 16  # questions a model is asked at once
+    max_description: int = 512  # tokens at most
     max_answer: int = 1024
-    dtype: str | None = None
+    dtype: str | None = None  # as in `appo eval`
     frame_cache: str | None = None
-    calling: Mapping[str, Calling] = field(default_factory=dict)
-    budget: float | None = None
+    calling: Mapping[str, Calling] = field(default_factory=dict)  # how endpoints are asked, by the reasoner's name
+    budget: float | None = None  # dollars that all answers of the folder together may cost
 
 
 def check(settings: StudySettings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from appo.evaluation.scoreboard import Progressing
+from appo.evaluation.tables import answer_progress
 from appo.experiments.study.answering import Cell, answer_here, answer_there, by_model, by_rules, cell_of, column, costs
 from appo.experiments.study.describing import DescribeSettings, describe
 from appo.experiments.study.endpoints import Budget, BudgetError, Endpoint
@@ -28,7 +28,7 @@ from appo.experiments.study.settings import (
 )
 from appo.experiments.study.summary import summary_of
 from appo.experiments.study.text_models import TextModel
-from appo.reports.run_folder import as_json
+from appo.reports.records import as_json
 from appo.types import VideoQA
 
 DIGITS = 6
@@ -52,7 +52,7 @@ def study(settings: StudySettings, console: Console) -> bool:
     questions, members = questions_to_ask(settings), members_of(settings)
     folder = StudyFolder(StudyFolder.start(settings.output, own, questions).path)
     stopped = ""
-    with folder.alone():
+    with folder.locked():
         folder.admit(members)
         for perceiver in settings.perceivers:
             _describe(folder, perceiver, questions, describing, console)
@@ -83,11 +83,11 @@ def _describe(
     if missing:
         done = len(questions) - len(missing)
         console.print(f"{perceiver.name} describes, {len(missing)} to go", highlight=False, markup=False)
-        with Progressing(_quiet(console, not perceiver.is_model), len(questions), done) as progress:
+        with answer_progress(_quiet(console, not perceiver.is_model), len(questions), done) as update:
             for lines in describe(perceiver, questions, missing, how):
                 write_down(file, lines)
                 done += len(lines)
-                progress.update(done)
+                update(done)
     folder.settle(file, questions)
 
 
@@ -114,15 +114,15 @@ def _answer(
     if sum(known) == total:
         return
     console.print(f"{reasoner.name} answers, {total - sum(known)} to go", highlight=False, markup=False)
-    with Progressing(_quiet(console, reasoner.is_rules), total, sum(known)) as progress:
+    with answer_progress(_quiet(console, reasoner.is_rules), total, sum(known)) as update:
         if reasoner.name in endpoints:
-            answer_there(endpoints[reasoner.name], cells, lambda more: progress.update(sum(known) + more))
+            answer_there(endpoints[reasoner.name], cells, lambda more: update(sum(known) + more))
             return
         model = TextModel(reasoner.source, settings.max_answer, settings.dtype)
         answer = by_rules(reasoner.known) if reasoner.is_rules else by_model(model)
         for place, cell in enumerate(cells):
             elsewhere = sum(len(done.tasks) for done in cells[:place]) + sum(known[place + 1 :])
-            on_progress = partial(lambda more, done: progress.update(more + done), elsewhere)
+            on_progress = partial(lambda more, done: update(more + done), elsewhere)
             answer_here(cell, answer, settings.batch_size, on_progress)
 
 
