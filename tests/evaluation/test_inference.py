@@ -98,9 +98,9 @@ def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
     encode, write = evaluate._encode, evaluate.generate
     writing = []
 
-    def announced(processor, asking, cache, index, batch):
-        encoded = encode(processor, asking, cache, index, batch)
-        read[index].set()
+    def announced(processor, settings, cache, batch):
+        encoded = encode(processor, settings, cache, batch)
+        read[questions.index(batch[0]) // 2].set()
         return encoded
 
     def waiting(*args, **kwargs):

@@ -84,20 +84,24 @@ def _inference_settings(settings: EvalSettings) -> InferenceSettings:
         raise ValueError("--temperature is of samples: give --sample K as well, or leave it out for greedy responses")
     if settings.temperature is not None and not settings.temperature > 0:
         raise ValueError(f"--temperature is {settings.temperature}: it must be above 0; leave out --sample for greedy")
-    tiny, world = settings.model == SPOTLIGHT, settings.dataset == SPOTLIGHT
-    frames = SAMPLING if world else FrameSampling()
-    max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
-    fps = frames.fps if settings.fps is None else settings.fps
+    tiny = settings.model == SPOTLIGHT
     usual = INSTRUCTIONS[asked_format(settings.dataset)]
     instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
     return InferenceSettings(
-        sampling=FrameSampling(fps, max_frames, min(frames.min_frames, max_frames)),
+        sampling=frame_sampling(settings.dataset == SPOTLIGHT, settings.fps, settings.max_frames),
         max_new_tokens=settings.max_new_tokens or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
         instruction=instruction,
         samples=settings.sample or 1,
         temperature=0.0 if settings.sample is None else settings.temperature or 1.0,
         seed=settings.seed,
     )
+
+
+def frame_sampling(is_world: bool, fps: float | None, max_frames: int | None) -> FrameSampling:
+    """With the defaults of the embedded world's clips or of videos; at least one frame, at most `max_frames`."""
+    usual = SAMPLING if is_world else FrameSampling()
+    most = usual.max_frames if max_frames is None else max_frames
+    return FrameSampling(usual.fps if fps is None else fps, most, min(usual.min_frames, most))
 
 
 def _identity(settings: EvalSettings, inference: InferenceSettings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from appo.types import VideoQA
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import FrameSampling, VideoError
 
+Batch = list[VideoQA]
+Prompts = list[PromptInputs | str]  # a text: why a question's video or image cannot be read
+
 
 @dataclass(frozen=True)
 class InferenceSettings:
@@ -48,15 +52,6 @@ class AnsweredBatch:
     index: int
     replies: list[Reply]
     seconds: float
-
-
-@dataclass(frozen=True)
-class _EncodedBatch:
-    """The prompts of a batch, or why a question's video or image cannot be read."""
-
-    index: int
-    questions: list[VideoQA]
-    prompts: list[PromptInputs | str]
 
 
 def answer(
@@ -86,34 +81,32 @@ def answer(
     try:
         with evaluation_mode(model):
             start = time.perf_counter()
-            for batch in _one_ahead(pool, lambda pair: _encode(processor, settings, cache, *pair), questions):
-                replies = _reply(model, processor, batch, settings)
-                yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+            encode = partial(_encode, processor, settings, cache)
+            for index, batch, prompts in _encoded_ahead(pool, encode, questions):
+                replies = _reply(model, processor, index, batch, prompts, settings)
+                yield AnsweredBatch(index, replies, time.perf_counter() - start)
                 start = time.perf_counter()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], _EncodedBatch], items: Iterable[Any]
-) -> Iterator[_EncodedBatch]:
-    """The function's results in order, each computed while the one before is in use."""
+def _encoded_ahead(
+    pool: ThreadPoolExecutor, encode: Callable[[Batch], Prompts], batches: Iterable[tuple[int, Batch]]
+) -> Iterator[tuple[int, Batch, Prompts]]:
+    """The batches in order with their prompts, each encoded while the one before is in use."""
     waiting = None
-    for item in items:
-        ahead = pool.submit(function, item)
+    for index, batch in batches:
+        ahead = index, batch, pool.submit(encode, batch)
         if waiting is not None:
-            yield waiting.result()
+            yield *waiting[:2], waiting[2].result()
         waiting = ahead
     if waiting is not None:
-        yield waiting.result()
+        yield *waiting[:2], waiting[2].result()
 
 
-def _encode(
-    processor: Any, settings: InferenceSettings, cache: FrameCache | None, index: int, questions: list[VideoQA]
-) -> _EncodedBatch:
+def _encode(processor: Any, settings: InferenceSettings, cache: FrameCache | None, questions: Batch) -> Prompts:
     videos = VideoCache(processor.video_processor, settings.sampling, cache)
-    prompts = [_prompt(processor, videos, question, settings.instruction) for question in questions]
-    return _EncodedBatch(index, questions, prompts)
+    return [_prompt(processor, videos, question, settings.instruction) for question in questions]
 
 
 def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> PromptInputs | str:
@@ -125,11 +118,13 @@ def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: 
         return " ".join(str(error).split())
 
 
-def _reply(model: Any, processor: Any, batch: _EncodedBatch, settings: InferenceSettings) -> list[Reply]:
-    prompts = [prompt for prompt in batch.prompts if not isinstance(prompt, str)]
-    groups = iter(_generate(model, processor, prompts, batch.index, settings) if prompts else ())
+def _reply(
+    model: Any, processor: Any, index: int, questions: Batch, prompts: Prompts, settings: InferenceSettings
+) -> list[Reply]:
+    good = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    groups = iter(_generate(model, processor, good, index, settings) if good else ())
     replies = []
-    for question, prompt in zip(batch.questions, batch.prompts, strict=True):
+    for question, prompt in zip(questions, prompts, strict=True):
         if isinstance(prompt, str):
             replies.append(Reply(question.id, error=prompt))
             continue

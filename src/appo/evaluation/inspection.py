@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from appo.evaluation.evaluate import LONGEST_RESPONSE
+from appo.evaluation.evaluate import LONGEST_RESPONSE, frame_sampling
 from appo.models.loading import load_model, usual_dtype
 from appo.models.log_probs import score_group
 from appo.models.names import SPOTLIGHT, checkpoint_of
@@ -25,7 +25,7 @@ from appo.rollout.token_weights import weigh
 from appo.training.rollout_logger import film_of, group_record
 from appo.types import Group, Sample, VideoQA, VideoSource
 from appo.video.reader import FrameSampling
-from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
+from appo.world.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS
 
 
 def inspect_question(
@@ -119,9 +119,7 @@ def inspect_video(settings: InspectionSettings) -> LoadedRun:
         ValueError, OSError: an impossible setting, checkpoint or video; one line each.
     """
     tiny = settings.model == SPOTLIGHT
-    usual = SAMPLING if tiny else FrameSampling()
-    most = settings.max_frames or usual.max_frames
-    sampling = FrameSampling(settings.fps or usual.fps, most, min(usual.min_frames, most))
+    sampling = frame_sampling(tiny, settings.fps, settings.max_frames)
     kind = "letter" if settings.options else "word"
     video = VideoSource(settings.video)
     question = VideoQA(Path(settings.video).stem, video, settings.question, settings.answer, kind, settings.options)
@@ -154,7 +152,7 @@ def inspect_video(settings: InspectionSettings) -> LoadedRun:
     reported = vars(settings) | {
         "num_generations": settings.group,
         "video_fps": sampling.fps,
-        "video_max_frames": most,
+        "video_max_frames": sampling.max_frames,
         **weights,
     }
     return LoadedRun(Path(settings.video).name, settings=reported, groups=[record], films=films)

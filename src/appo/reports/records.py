@@ -32,13 +32,9 @@ class ResponseRecord:
         if len(lengths) > 1:
             raise ValueError(f"tokens, weights, chosen and frame_attention differ in length: {sorted(lengths)}")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, rounded; what is not finite becomes null."""
-        return dict(as_json(self, ROLLOUT_DIGITS))
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ResponseRecord:
-        """Inverse of `to_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
+        """Inverse of `as_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
         return cls(
             text=_get(data, "text", str),
             tokens=_get(data, "tokens", list, each=str),
