@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import harness
 
+from appo.evaluation.tables import markdown_table
+from appo.experiments.compare.report import interval
 from appo.experiments.compare.summaries import Cells, difference, paired_seeds
-from appo.experiments.compare.tables import interval, table
 
 PAIRS = (
     "appo,lr-control", "appo,appo-shuffled", "appo,appo+normalize_weights=true", "appo-hard,appo", "appo-k3,appo",
@@ -45,7 +46,11 @@ def rows(cells: Cells, pairs: Sequence[str]) -> list[list[str]]:
 
 def main(pairs: Sequence[str]) -> None:
     """Print the table."""
-    print("\n".join(table(["", "seeds", "reward, all steps", "L1", "L2", "L3"], rows(read_cells(), pairs or PAIRS))))
+    print(
+        "\n".join(
+            markdown_table(["", "seeds", "reward, all steps", "L1", "L2", "L3"], rows(read_cells(), pairs or PAIRS))
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -38,11 +38,10 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from appo.experiments.compare.ablations import ablation_curves, ablations
 from appo.experiments.compare.cells import setting_of
-from appo.experiments.compare.controls import World
-from appo.experiments.compare.descriptions import decisive_words
-from appo.experiments.compare.methods import Variant, variant_of
+from appo.experiments.compare.measurements import decisive_words
+from appo.experiments.compare.methods import Variant, World, variant_of
+from appo.experiments.compare.report import ablation_curves, ablations
 from appo.experiments.figures import require_matplotlib
 from appo.models.loading import load_model
 from appo.models.log_probs import log_probs_at, score_group

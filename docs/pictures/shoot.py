@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from appo.reports.page import write_page
-from appo.reports.seen_run import see_run
+from appo.reports.run_folder import load_run
 
 HERE = Path(__file__).parent
 SIZE = {"width": 1240, "height": 1010}
@@ -28,7 +28,7 @@ TOP = 66  # pixels of the page's head that say nothing in a picture
 def shoot(run: Path) -> None:
     """Write both pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        page = write_page(Path(folder) / "page.html", [replace(see_run(run), name="appo demo")])
+        page = write_page(Path(folder) / "page.html", [replace(load_run(run), name="appo demo")])
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         for scheme in ("light", "dark"):

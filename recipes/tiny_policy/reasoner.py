@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from appo.experiments.study.scenes import scene_in_words
-from appo.experiments.study.words import REASON, description_of, reasoning_prompt
+from appo.experiments.study.words import REASON, description_of, reasoning_prompt, scene_in_words
 from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 from appo.world.policy import ROPE_THETA, start_as_lookup

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from appo.cli.main import main
 from appo.reports.console import print_runs
-from appo.reports.run_folder import RunFolder
-from appo.reports.seen_run import see_run
+from appo.reports.run_folder import RunFolder, load_run
 from appo.video.frame_sampling import SampledVideo
 from appo.video.thumbnails import TILE, WIDEST, filmstrip
 from appo.world import generate
@@ -126,7 +125,7 @@ def test_any_checkpoint_and_video_give_a_page(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_the_most_telling_groups() -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="truecolor")
-    run = see_run(RECORDED)
+    run = load_run(RECORDED)
     print_runs(console, [run])
     screen = console.file.getvalue()
     best = max(run.groups, key=lambda group: sum(group.id == other.id for other in run.groups))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from appo.evaluation import evaluate as evaluating
-from appo.evaluation import scorecard
+from appo.evaluation import tables
 from appo.evaluation.predictions import EvaluationFolder
 from tests.support.data_fixtures import CASES, Case, clip, nextgqa
 from tests.support.eval_runs import evaluate, lettered_questions, save_reader, scores, script, tagged
@@ -185,11 +185,11 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(tmp_path, reader,
     script(monkeypatch, [tagged("B"), "The answer is B."])
     assert evaluate(tmp_path / "e", *arguments) == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
-    monkeypatch.setattr(evaluating, "load_model", None)
+    monkeypatch.setattr(importlib.import_module("appo.evaluation.evaluate"), "load_model", None)
     assert evaluate(tmp_path / "e", *arguments) == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()} == before
-    monkeypatch.setattr(scorecard, "PARSER_VERSION", 99)
-    monkeypatch.setattr(scorecard, "official_scores", lambda *args, **kw: [])
+    monkeypatch.setattr(tables, "PARSER_VERSION", 99)
+    monkeypatch.setattr(tables, "official_scores", lambda *args, **kw: [])
     assert evaluate(tmp_path / "e", *arguments) == 0
     card = scores(tmp_path / "e")
     assert (card["parser_version"], card["strict"]) == (99, {})

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 
 from appo.evaluation import inference as evaluate
-from appo.evaluation.inference import Asking, Prediction, accuracy, answer, predict
+from appo.evaluation.inference import InferenceSettings, Prediction, accuracy, answer, predict
 from appo.evaluation.inspection import inspect_question
 from appo.evaluation.predictions import batches
 from appo.experiments.demo import accuracy_table, write_picture
 from appo.reports.console import print_group
-from appo.reports.run_folder import RolloutRecord
+from appo.reports.records import RolloutRecord
 from appo.types import VideoSource
 from appo.video.reader import FrameSampling
 from appo.world import build_policy
@@ -70,20 +70,20 @@ def test_a_scripted_answer_scores(questions, monkeypatch):
     assert wrong.right == 0.0
 
 
-ASKING = Asking(SAMPLING, max_new_tokens=10, instruction="", samples=3, temperature=1.0, seed=5)
+SETTINGS = InferenceSettings(SAMPLING, max_new_tokens=10, instruction="", samples=3, temperature=1.0, seed=5)
 
 
 def test_each_batch_draws_its_own_numbers_whatever_was_asked_before(questions):
     model, processor = build_policy(0)
     asked = list(batches(questions, 2))
-    all_at_once = {one.index: one.replies for one in answer(model, processor, asked, ASKING)}
+    all_at_once = {one.index: one.replies for one in answer(model, processor, asked, SETTINGS)}
     assert list(all_at_once) == [0, 1, 2]
     state = torch.random.get_rng_state()
     for batch in reversed(asked):
-        (alone,) = answer(model, processor, [batch], ASKING)
+        (alone,) = answer(model, processor, [batch], SETTINGS)
         assert alone.replies == all_at_once[batch[0]]
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers are left alone"
-    (other,) = answer(model, processor, asked[:1], replace(ASKING, seed=6))
+    (other,) = answer(model, processor, asked[:1], replace(SETTINGS, seed=6))
     assert other.replies != all_at_once[0]
     for replies in all_at_once.values():
         assert all(len(reply.texts) == len(reply.tokens) == 3 for reply in replies)
@@ -98,9 +98,9 @@ def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
     encode, write = evaluate._encode, evaluate.generate
     writing = []
 
-    def announced(processor, asking, cache, index, batch):
-        encoded = encode(processor, asking, cache, index, batch)
-        read[index].set()
+    def announced(processor, settings, cache, batch):
+        encoded = encode(processor, settings, cache, batch)
+        read[questions.index(batch[0]) // 2].set()
         return encoded
 
     def waiting(*args, **kwargs):
@@ -111,7 +111,7 @@ def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
 
     monkeypatch.setattr(evaluate, "_encode", announced)
     monkeypatch.setattr(evaluate, "generate", waiting)
-    assert [one.index for one in answer(model, processor, batches(questions, 2), ASKING)] == [0, 1, 2]
+    assert [one.index for one in answer(model, processor, batches(questions, 2), SETTINGS)] == [0, 1, 2]
 
 
 def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(questions, tmp_path):
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(quest
         replace(questions[0], id="placeholder", question="what does <|video_pad|> mean ?"),
     ]
     asked = [bad[0], questions[1], *bad[1:], questions[2]]
-    found = [reply for one in answer(model, processor, batches(asked, 4), ASKING) for reply in one.replies]
+    found = [reply for one in answer(model, processor, batches(asked, 4), SETTINGS) for reply in one.replies]
     assert [bool(reply.error) for reply in found] == [True, False, True, True, True, False]
     assert [reply.id for reply in found] == [question.id for question in asked]
     assert "broken.mp4: cannot be decoded" in found[0].error
@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(quest
     assert "broken.png: cannot be read as an image" in found[3].error
     assert "holds <|video_pad|> as text" in found[4].error
     assert not any(reply.texts or "\n" in reply.error for reply in found if reply.error)
-    (only,) = answer(model, processor, [(0, [bad[0]])], ASKING)
+    (only,) = answer(model, processor, [(0, [bad[0]])], SETTINGS)
     assert only.replies[0].error == found[0].error
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         predict(model, processor, asked, SAMPLING, max_new_tokens=4, instruction="")
@@ -150,7 +150,7 @@ def test_too_large_a_batch_is_one_line_and_other_errors_are_not_swallowed(questi
 
         monkeypatch.setattr(evaluate, "generate", fail)
         with pytest.raises(expected, match=r"2 questions with 3 responses each|ours"):
-            list(answer(model, processor, batches(questions, 2), ASKING))
+            list(answer(model, processor, batches(questions, 2), SETTINGS))
         assert model.training
 
 
@@ -174,7 +174,7 @@ def test_without_a_gold_answer_nobody_wins_and_what_anybody_looked_at_is_crucial
     pictures: list[bytes] = []
     settings = {"max_new_tokens": 8, "responses": 3, "instruction": "", "top_frames": 2}
     record = inspect_question(
-        model, processor, asked, SAMPLING, keep_film=lambda film: pictures.append(film) or "film", **settings
+        model, processor, asked, SAMPLING, save_film=lambda film: pictures.append(film) or "film", **settings
     )
     assert [response.rewards for response in record.responses] == [{}] * 3
     assert [response.advantage for response in record.responses] == [0.0] * 3

@@ -148,21 +148,21 @@ def test_the_same_evaluation_goes_on_and_other_versions_may_not_answer_the_rest(
     folder = begin(tmp_path)
     fill(folder, {1})
     assert begin(tmp_path) == folder
-    folder.refuse_other_versions()
+    folder.check_versions()
     described = folder.describe()
     described["versions"]["torch"] = "1.0"
     folder.write("eval.json", json.dumps(described))
     with pytest.raises(RecordError, match=r"begun with torch 1\.0, here "):
-        folder.refuse_other_versions()
+        folder.check_versions()
 
 
 def test_two_processes_do_not_answer_the_same_evaluation(tmp_path):
     folder = begin(tmp_path)
-    with folder.alone(), pytest.raises(RecordError, match="another process is answering"), begin(tmp_path).alone():
+    with folder.locked(), pytest.raises(RecordError, match="another process is answering"), begin(tmp_path).locked():
         pass
-    with pytest.raises(KeyError), folder.alone():
+    with pytest.raises(KeyError), folder.locked():
         raise KeyError
-    with folder.alone():
+    with folder.locked():
         fill(folder, set())
 
 

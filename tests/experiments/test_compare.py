@@ -19,7 +19,7 @@ from appo.cli.main import main
 from appo.evaluation.inference import predict
 from appo.experiments.compare import cells
 from appo.experiments.compare.compare import Comparison, compare, open_folder, run_one, start_process
-from appo.experiments.compare.held_out import encoded, sampled
+from appo.experiments.compare.measurements import encoded, sampled
 from appo.experiments.compare.methods import RELATIVE, variant_of
 from appo.experiments.demo import prompts_a_step
 from appo.reports.jsonl import RecordError

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appo.experiments.compare.controls import (
+from appo.experiments.compare.measurements import averaged, group_perception
+from appo.experiments.compare.methods import (
     World,
     decisive_tokens,
     random_frames,
@@ -19,7 +20,6 @@ from appo.experiments.compare.controls import (
     shuffled,
     true_frames,
 )
-from appo.experiments.compare.perceiving import averaged, group_perception
 from appo.rollout.token_weights import with_base
 from appo.types import Group, GroupScores, Sample, VideoQA
 from tests.method.oracle_perception import kl, minmax

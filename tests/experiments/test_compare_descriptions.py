@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from appo.experiments.compare.descriptions import decisive_words, describe, described_rightly
+from appo.experiments.compare.measurements import decisive_words, describe, described_rightly
 from appo.world.dataset import samples
 from appo.world.teacher import ASIDES, Manner, respond
 from appo.world.world import LEVELS, answer_of

@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from appo.experiments.compare.ablations import DRAWN, ablation_curves, ablations, points_over_dapo
 from appo.experiments.compare.compare import Comparison, compare
 from appo.experiments.compare.methods import VARIANTS, variant_of, variants_of
-from appo.experiments.compare.plots import PANELS, WINDOW, learning_curves, mean_curve
+from appo.experiments.compare.report import (
+    DRAWN,
+    PANELS,
+    WINDOW,
+    ablation_curves,
+    ablations,
+    learning_curves,
+    markdown,
+    mean_curve,
+    points_over_dapo,
+)
 from appo.experiments.compare.summaries import MEASURES, difference, paired_seeds, summary
-from appo.experiments.compare.tables import markdown
 from tests.support.svg import curves_of, size_of, words_of
 
 SETTINGS = {"steps": 4, "questions": 8, "level": "L1"}

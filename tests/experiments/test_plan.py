@@ -25,7 +25,7 @@ from appo.experiments.plan.memory import (
     weights_bytes,
 )
 from appo.experiments.plan.phases import cache_bytes, features_bytes, kept_bytes, phases
-from appo.experiments.plan.planning import Plan, add_flags, effects, plan_of, remedies, settings_of, shown
+from appo.experiments.plan.planning import Plan, add_flags, effects, plan_of, remedies, render, settings_of
 from appo.models import frame_attention as attention
 from appo.models import log_probs as scoring
 from appo.models.names import policy_path
@@ -128,7 +128,7 @@ def test_every_effect_is_a_plan_made_anew() -> None:
     reached = [effect.together for effect in found if effect.together]
     assert reached == sorted(reached, reverse=True)
     assert reached[-1] <= tight.limit
-    assert f"-{found[0].saved / 1e9:6.2f} GB" in shown(tight)
+    assert f"-{found[0].saved / 1e9:6.2f} GB" in render(tight)
 
 
 def test_what_is_in_force_is_not_offered() -> None:
@@ -137,8 +137,8 @@ def test_what_is_in_force_is_not_offered() -> None:
         optimizer="adamw_8bit", kernels=Kernels(attention="flash_attention_2"),
     )  # fmt: skip
     assert list(remedies(least)) == []
-    assert "all together are not enough" in shown(Plan(least, int(1e9)))
-    assert "fits: the peak" in shown(Plan(least, int(80e9)))
+    assert "all together are not enough" in render(Plan(least, int(1e9)))
+    assert "fits: the peak" in render(Plan(least, int(80e9)))
 
 
 # --- measured --------------------------------------------------------------------------------------------------------

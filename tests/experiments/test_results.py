@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from appo.experiments.compare.compare import Comparison, compare
+from appo.experiments.compare.report import markdown
 from appo.experiments.compare.summaries import summary
-from appo.experiments.compare.tables import markdown
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from appo.experiments.study.endpoints import FAILURES_IN_A_ROW, Budget, BudgetError, Calling, Endpoint
-from appo.experiments.study.members import Reasoner
-from appo.experiments.study.text_models import ChatAnswer
+from appo.experiments.study.reasoners import FAILURES_IN_A_ROW, Budget, BudgetError, ChatAnswer, Endpoint
+from appo.experiments.study.settings import Calling, Reasoner
 from tests.experiments.chat_server import Behaviour, Reply, chat_server, completion, failure
 
 pytest.importorskip("openai")
 
 KEY = "sk-never-to-be-written-down"
-QUICK = Calling(retries=2, timeout=10, max_tokens=32)
+QUICK = Calling(retries=2, timeout=10)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,7 @@ def echo(prompt: str, before: int, request: dict[str, Any]) -> Reply:
 
 
 def endpoint_at(url: str, calling: Calling = QUICK, budget: Budget | None = None) -> Endpoint:
-    return Endpoint(Reasoner("mine", "my-model", url=url), calling, budget or Budget())
+    return Endpoint(Reasoner("mine", "my-model", url=url), calling, budget or Budget(), max_tokens=32)
 
 
 def ask(behave: Behaviour, prompts: list[str], calling: Calling = QUICK) -> tuple[dict[str, ChatAnswer | str], Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from appo.evaluation.statistics import bootstrap_interval
-from appo.experiments.study.gains import figures, gains
+from appo.experiments.study.summary import figures, gains
 
 
 def grid_of(shares: list[list[float]], questions: int = 10) -> np.ndarray:

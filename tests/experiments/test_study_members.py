@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appo.cli.main import main
-from appo.experiments.study.members import Perceiver, Reasoner, perceiver_of, reasoner_of
+from appo.experiments.study.settings import Perceiver, Reasoner, perceiver_of, reasoner_of
 from appo.world.world import TASKS
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from recipes.tiny_policy.reasoner import batch_of, build_reasoner, lesson, train
 
-from appo.experiments.study.rules import rule_answer
-from appo.experiments.study.text_models import TextModel
-from appo.experiments.study.words import reasoning_prompt
+from appo.experiments.study.reasoners import TextModel
+from appo.experiments.study.words import reasoning_prompt, rule_answer
 from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
 

@@ -7,9 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from appo.experiments.study.rules import rule_answer
-from appo.experiments.study.scenes import Event, blurred, events_in, scene_in_words
-from appo.experiments.study.words import description_of
+from appo.experiments.study.words import Event, blurred, description_of, events_in, rule_answer, scene_in_words
 from appo.world.teacher import respond
 from appo.world.world import COLOURS, LEVELS, SHAPES, TASKS, Dials, Question, Scene, make_question, make_scene
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from appo.reports.run_folder import ResponseRecord, RolloutRecord, RunFolder
-from appo.reports.seen_run import SeenRun
+from appo.reports.records import ResponseRecord, RolloutRecord
+from appo.reports.run_folder import LoadedRun, RunFolder
 from appo.video.frame_sampling import SampledVideo
 from appo.video.thumbnails import filmstrip
 
@@ -84,10 +84,10 @@ def film(seed: int, frames: int = 4, size: tuple[int, int] = (360, 480)) -> byte
     return filmstrip([SampledVideo("a.mp4", pixels, times, 1.0, 2 * frames, tuple(range(2 * frames)))], 2)
 
 
-def run(groups: list[RolloutRecord], **changed: Any) -> SeenRun:
+def run(groups: list[RolloutRecord], **changed: Any) -> LoadedRun:
     """A run of these groups, with a picture for each."""
     pictures = {one.film: film(7) for one in groups[:1]}
-    return SeenRun(**{"name": "run", "groups": groups, "films": pictures, **changed})
+    return LoadedRun(**{"name": "run", "groups": groups, "films": pictures, **changed})
 
 
 def folder(path: Path, groups: list[RolloutRecord]) -> RunFolder:
@@ -98,5 +98,5 @@ def folder(path: Path, groups: list[RolloutRecord]) -> RunFolder:
             {"step": step, "reward": step / 4, "entropy": 0.3, "time/generate": 2.0, "time/update": 1.0}
         )
     for one in groups:
-        made.append_rollout(replace(one, film=made.keep_film(film(one.step))))
+        made.append_rollout(replace(one, film=made.save_film(film(one.step))))
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from appo.reports.run_folder import ResponseRecord, RolloutRecord
+from appo.reports.records import ResponseRecord, RolloutRecord
 
 RESPONSE = ResponseRecord(
     text="<think>a</think><answer>B</answer>",

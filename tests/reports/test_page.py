@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appo.method.perception import response_frame_scores
-from appo.reports.group_view import LEVELS, Reading, clean, group_view
+from appo.reports.group_view import LEVELS, ViewSettings, clean, group_view
 from appo.reports.jsonl import RecordError
 from appo.reports.page import embeddable, page_data, render, write_page
-from appo.reports.seen_run import SeenRun, see_run
+from appo.reports.run_folder import LoadedRun, load_run
 from tests.reports import page_cases
 from tests.reports.page_cases import INJECTIONS, RECORDED
 
@@ -37,7 +37,7 @@ def embedded(page: str) -> Any:
 @pytest.mark.parametrize("score_tokens", [1, 5, 15])
 def test_scores_are_those_of_the_method_and_heat_is_their_brightness(score_tokens: int) -> None:
     record = page_cases.group(3, tokens=11)
-    view = group_view(record, Reading(score_tokens=score_tokens))
+    view = group_view(record, ViewSettings(score_tokens=score_tokens))
     attn_GNF = torch.tensor([one.frame_attention for one in record.responses], dtype=torch.float64)
     expected_GF = response_frame_scores(attn_GNF, torch.ones(4, 11, dtype=torch.bool), score_tokens)
     low, high = expected_GF.min(), expected_GF.max()
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_method_and_heat_is_their_brightness(score_token
 
 def test_every_look_comes_back_within_its_level() -> None:
     record = page_cases.group(5)
-    view = group_view(record, Reading())
+    view = group_view(record, ViewSettings())
     for one in view["responses"]:
         truth = record.responses[one["number"] - 1].frame_attention
         for row, looks in zip(truth, one["looks"], strict=True):
@@ -65,16 +65,16 @@ def test_every_look_comes_back_within_its_level() -> None:
 
 def test_winners_come_first_and_the_reading_says_who_they_are() -> None:
     record = page_cases.group(1)
-    view = group_view(record, Reading.of({"threshold": 0.5, "reward_weights": [0.9, 0.1]}))
+    view = group_view(record, ViewSettings.of({"threshold": 0.5, "reward_weights": [0.9, 0.1]}))
     assert [one["number"] for one in view["responses"]] == [1, 3, 2, 4]
     assert (view["right"], view["judged"], view["spread"]) == (2, 4, 0.9)
     assert [one["total"] for one in view["responses"]] == [1.0, 1.0, 0.1, 0.1]
-    other = group_view(record, Reading.of({"accuracy_reward": "format_reward"}))
+    other = group_view(record, ViewSettings.of({"accuracy_reward": "format_reward"}))
     assert other["right"] == 4
-    unknown = group_view(record, Reading.of({"accuracy_reward": "none"}))
+    unknown = group_view(record, ViewSettings.of({"accuracy_reward": "none"}))
     assert (unknown["judged"], unknown["meanHeat"]) == (0, {"right": None, "wrong": None})
-    odd = Reading.of({"threshold": "x", "score_tokens": -1, "reward_weights": ["a"], "accuracy_reward": 3})
-    assert odd == Reading()
+    odd = ViewSettings.of({"threshold": "x", "score_tokens": -1, "reward_weights": ["a"], "accuracy_reward": 3})
+    assert odd == ViewSettings()
 
 
 def test_a_question_asked_again_says_what_changed() -> None:
@@ -93,7 +93,7 @@ def test_a_question_asked_again_says_what_changed() -> None:
 
 def test_in_the_recorded_run_winners_looked_at_the_event_where_losers_did_not() -> None:
     """The point of it all, on groups of a real run of the demo."""
-    data = page_data([see_run(RECORDED)])
+    data = page_data([load_run(RECORDED)])
     assert data["runs"][0]["notes"] == []
     gaps = []
     for group in data["groups"]:
@@ -222,4 +222,4 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match=r"page\.html: cannot be written"):
-        write_page(tmp_path / "file" / "page.html", [SeenRun("a")])
+        write_page(tmp_path / "file" / "page.html", [LoadedRun("a")])

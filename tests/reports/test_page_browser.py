@@ -15,7 +15,7 @@ import pytest
 
 from appo.reports.group_view import LEVELS, clean
 from appo.reports.page import write_page
-from appo.reports.seen_run import SeenRun, see_run
+from appo.reports.run_folder import LoadedRun, load_run
 from tests.reports import page_cases
 from tests.reports.page_cases import INJECTIONS, RECORDED
 
@@ -60,7 +60,7 @@ def opened(browser: Any, file: Path, **settings: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(tmp_path_factory.mktemp("page") / "spotlight.html", [see_run(RECORDED)])
+    return write_page(tmp_path_factory.mktemp("page") / "spotlight.html", [load_run(RECORDED)])
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_curves_say_their_numbers_and_are_smoothed(tab: Any, data: Any) -> None:
 
 
 def test_runs_lie_over_each_other(browser: Any, tmp_path: Path) -> None:
-    runs = [see_run(RECORDED), replace(see_run(RECORDED), name="other")]
+    runs = [load_run(RECORDED), replace(load_run(RECORDED), name="other")]
     with opened(browser, write_page(tmp_path / "both.html", runs)) as tab:
         assert tab.locator('[data-curve="reward"] .smooth').count() == 2
         whole = tab.locator(".entry").count()
@@ -271,7 +271,7 @@ def test_hostile_texts_are_only_ever_text(browser: Any, tmp_path: Path) -> None:
         same = {"id": text, "video": text, "question": text, "answer": text}
         groups += [page_cases.group(number * 10 + step, responses=[one], film="", **same) for step in (0, 1)]
     everything = " ".join(INJECTIONS.values())
-    run = SeenRun(everything, {"method": everything}, {"argv": [everything]}, [], groups, {}, {}, [everything])
+    run = LoadedRun(everything, {"method": everything}, {"argv": [everything]}, [], groups, {}, {}, [everything])
     with opened(browser, write_page(tmp_path / "hostile.html", [run])) as tab:
         assert tab.locator("h1").inner_text().split() == clean(everything, 300).split()
         for entry in tab.locator(".entry").all():
@@ -288,14 +288,14 @@ def test_a_partial_run_says_what_is_missing(browser: Any, tmp_path: Path) -> Non
     folder = page_cases.folder(tmp_path / "run", [page_cases.group(1)]).path
     (folder / "metrics.jsonl").write_bytes(b"")
     (folder / "config.json").unlink()
-    with opened(browser, write_page(tmp_path / "a.html", [see_run(folder)])) as tab:
+    with opened(browser, write_page(tmp_path / "a.html", [load_run(folder)])) as tab:
         assert "metrics.jsonl is empty" in tab.locator("#notes").inner_text()
         assert "config.json is missing" in tab.locator("#notes").inner_text()
         assert tab.locator(".card").count() == 4
         assert tab.locator("#lede").inner_text() == "1 recorded group"
     (folder / "rollouts.jsonl").write_text("{")
     (folder / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    with opened(browser, write_page(tmp_path / "b.html", [see_run(folder)])) as tab:
+    with opened(browser, write_page(tmp_path / "b.html", [load_run(folder)])) as tab:
         assert "No groups were recorded" in tab.locator("main").inner_text()
 
 

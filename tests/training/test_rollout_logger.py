@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appo.reports.jsonl import RecordError
-from appo.reports.run_folder import ResponseRecord, RolloutRecord, RunFolder
+from appo.reports.records import ResponseRecord, RolloutRecord
+from appo.reports.run_folder import RunFolder
 from tests.reports.record_cases import RECORD, RESPONSE
 
 

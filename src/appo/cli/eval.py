@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
     del given["command"]
     if arguments.compare:
-        from appo.evaluation.paired import compare
+        from appo.evaluation.tables import compare
 
         if others := [name for name in given if name != "compare"]:
             raise ValueError(f"--compare takes two folders and nothing else: leave out --{others[0].replace('_', '-')}")

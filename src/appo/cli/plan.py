@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from appo.experiments.plan.planning import add_flags, plan_of, shown
+from appo.experiments.plan.planning import add_flags, plan_of, render
 
 __all__ = ["EXAMPLE", "HELP", "add_flags", "run"]
 
@@ -19,5 +19,5 @@ EXAMPLE = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; returns the exit code. Raises what :func:`appo.experiments.plan.planning.plan_of` does."""
-    print(shown(plan_of(arguments)))
+    print(render(plan_of(arguments)))
     return 0

@@ -14,7 +14,7 @@ from appo.models.names import checkpoint_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from appo.reports.seen_run import SeenRun
+    from appo.reports.run_folder import LoadedRun
 
 HELP = "a page that shows where the winners looked"
 EXAMPLE = (
@@ -27,7 +27,7 @@ EXAMPLE = (
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `appo spotlight`; those left out are left to :class:`appo.evaluation.inspection.Asked`."""
+    """The flags of `appo spotlight`; defaults are those of :class:`appo.evaluation.inspection.InspectionSettings`."""
     flags = parser.add_argument
     flags("runs", nargs="*", type=Path, metavar="RUN", help="run folders, shown over each other")
     flags("--output", type=Path, help="page to write, .html (default: RUN/spotlight.html, else spotlight-TIME.html)")
@@ -74,7 +74,7 @@ def spotlight(arguments: argparse.Namespace, console: Console) -> Path | None:
         ValueError, OSError: flags that do not go together, or what they name cannot be used; one line each.
     """
     given = _check(arguments)
-    runs = [_inspected(given)] if arguments.model else _seen(arguments.runs)
+    runs = [_inspected(given)] if arguments.model else _loaded(arguments.runs)
     if arguments.text:
         from appo.reports.console import print_runs
 
@@ -110,18 +110,19 @@ def _check(arguments: argparse.Namespace) -> dict[str, object]:
     return given
 
 
-def _inspected(given: dict[str, object]) -> SeenRun:
-    from appo.evaluation.inspection import Asked, inspect_video
+def _inspected(given: dict[str, object]) -> LoadedRun:
+    from appo.evaluation.inspection import InspectionSettings, inspect_video
 
     if "options" in given:
         given["options"] = tuple(given["options"])  # type: ignore[arg-type]
-    return inspect_video(Asked(**{field.name: given[field.name] for field in fields(Asked) if field.name in given}))  # type: ignore[arg-type]
+    names = [field.name for field in fields(InspectionSettings) if field.name in given]
+    return inspect_video(InspectionSettings(**{name: given[name] for name in names}))  # type: ignore[arg-type]
 
 
-def _seen(paths: Sequence[Path]) -> list[SeenRun]:
-    from appo.reports.seen_run import MOST_GROUPS, see_run
+def _loaded(paths: Sequence[Path]) -> list[LoadedRun]:
+    from appo.reports.run_folder import MOST_GROUPS, load_run
 
-    return [see_run(path, max(1, MOST_GROUPS // len(paths))) for path in paths]
+    return [load_run(path, max(1, MOST_GROUPS // len(paths))) for path in paths]
 
 
 def _default(runs: Sequence[Path]) -> Path:

@@ -80,9 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from appo.experiments.study.endpoints import Calling
-    from appo.experiments.study.members import perceiver_of, reasoner_of
-    from appo.experiments.study.settings import StudySettings
+    from appo.experiments.study.settings import Calling, StudySettings, perceiver_of, reasoner_of
     from appo.experiments.study.study import study
 
     perceivers = tuple(perceiver_of(text) for text in arguments.perceiver)

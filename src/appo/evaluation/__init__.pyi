@@ -1,6 +1,6 @@
 from .evaluate import EvalSettings as EvalSettings
 from .evaluate import evaluate as evaluate
-from .inference import Asking as Asking
+from .inference import InferenceSettings as InferenceSettings
 from .inference import answer as answer
 from .inference import predict as predict
 from .inspection import inspect_question as inspect_question

@@ -12,10 +12,9 @@ import torch
 from rich.console import Console
 
 from appo.data import answerable, media_of, response_format_of
-from appo.evaluation.inference import Asking, answer
+from appo.evaluation.inference import InferenceSettings, answer
 from appo.evaluation.predictions import CLIPS, EvaluationFolder, batches
-from appo.evaluation.scoreboard import Progressing
-from appo.evaluation.scorecard import score
+from appo.evaluation.tables import answer_progress, score
 from appo.models.loading import fingerprint, load_model, usual_dtype, usual_place
 from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.rewards.templates import INSTRUCTIONS, PROMPT_VERSION
@@ -29,69 +28,48 @@ from appo.world.world import LEVELS
 
 CLIPS_A_LEVEL = 200  # of the embedded world, where no annotations are given
 LONGEST_RESPONSE = 1024
-NAMED_ERRORS = 5
+MAX_NAMED_ERRORS = 5
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What the flags of `appo eval` set; None: a default that depends on model, dataset or machine.
+    """What the flags of `appo eval` set; None: a default that depends on model, dataset or machine."""
 
-    Attributes:
-        model: a Hugging Face folder or hub id, of a whole model or of an adapter, or ``spotlight``.
-        output: folder of the evaluation; one that was begun is gone on with.
-        dataset: one of :data:`appo.data.DATASETS`.
-        annotations: annotation file or folder; none (spotlight only): held-out clips are made in ``output``.
-        videos: folder that the annotations' video paths start from.
-        split: part of the dataset.
-        limit: so many questions, evenly spaced over the dataset.
-        sample: K, responses to each question; None: one, greedy.
-        temperature: of the K samples.
-        batch_size: questions answered at once.
-        max_new_tokens: longest response.
-        fps: frames sampled a second.
-        max_frames: frames sampled of a video at most.
-        frame_cache: folder in which sampled frames are kept for other runs.
-        instruction: closes every prompt; None: the one that asks for the format of the official score.
-        seed: of the K samples.
-        dtype: of the weights.
-        trust_remote_code: run the code that a checkpoint brings.
-        retry: ask the questions again whose video or image could not be read.
-    """
-
-    model: str
-    output: Path
-    dataset: str = SPOTLIGHT
+    model: str  # a Hugging Face folder or hub id, of a whole model or of an adapter, or ``spotlight``
+    output: Path  # folder of the evaluation, new or to be resumed
+    dataset: str = SPOTLIGHT  # one of :data:`appo.data.DATASETS`
+    # annotation file or folder; none (spotlight only): held-out clips are made in ``output``
     annotations: str | None = None
-    videos: str | None = None
-    split: str | None = None
-    limit: int | None = None
-    sample: int | None = None
-    temperature: float | None = None
-    batch_size: int = 16
-    max_new_tokens: int | None = None
-    fps: float | None = None
-    max_frames: int | None = None
-    frame_cache: str | None = None
-    instruction: str | None = None
-    seed: int = 0
-    dtype: str | None = None
-    trust_remote_code: bool = False
-    retry: bool = False
+    videos: str | None = None  # folder that the annotations' video paths start from
+    split: str | None = None  # part of the dataset
+    limit: int | None = None  # number of questions, evenly spaced over the dataset
+    sample: int | None = None  # K, responses per question; None: one, greedy
+    temperature: float | None = None  # of the K samples
+    batch_size: int = 16  # questions per batch
+    max_new_tokens: int | None = None  # longest response
+    fps: float | None = None  # frames sampled per second
+    max_frames: int | None = None  # most frames sampled of a video
+    frame_cache: str | None = None  # folder that caches sampled frames
+    instruction: str | None = None  # closes every prompt; None: the one that asks for the format of the official score
+    seed: int = 0  # of the K samples
+    dtype: str | None = None  # of the weights
+    trust_remote_code: bool = False  # run the code that a checkpoint brings
+    retry: bool = False  # retry questions whose video or image could not be read
 
 
 def evaluate(settings: EvalSettings, console: Console) -> Path:
-    """Answer what is not answered yet, score all, print the table; returns the folder.
+    """Answer what is not answered yet, score everything, print the table; returns the folder.
 
     Raises:
         ValueError, OSError: an impossible setting, dataset, checkpoint or folder; one line each.
     """
-    asking = _asking(settings)
-    decisive = _decisive(settings, asking)
-    EvaluationFolder.check(settings.output, decisive)
+    inference = _inference_settings(settings)
+    identity = _identity(settings, inference)
+    EvaluationFolder.check(settings.output, identity)
     questions = questions_of(settings)
-    folder = EvaluationFolder.start(settings.output, decisive, questions)
-    with folder.alone():
-        _answer(folder, questions, settings, asking, console)
+    folder = EvaluationFolder.start(settings.output, identity, questions)
+    with folder.locked():
+        _answer(folder, questions, settings, inference, console)
     card = score(folder)
     folder.write("scores.json", card.to_json())
     folder.write("scores.md", card.sheet().markdown())
@@ -100,8 +78,8 @@ def evaluate(settings: EvalSettings, console: Console) -> Path:
     return folder.path
 
 
-def _asking(settings: EvalSettings) -> Asking:
-    """How questions are asked, with the defaults that depend on model and dataset."""
+def _inference_settings(settings: EvalSettings) -> InferenceSettings:
+    """With the defaults that depend on model and dataset."""
     if settings.temperature is not None and settings.sample is None:
         raise ValueError(
             "--temperature is of samples: give --num-generations K as well, or leave it out for greedy responses"
@@ -110,14 +88,11 @@ def _asking(settings: EvalSettings) -> Asking:
         raise ValueError(
             f"--temperature is {settings.temperature}: it must be above 0; leave out --num-generations for greedy"
         )
-    tiny, world = settings.model == SPOTLIGHT, settings.dataset == SPOTLIGHT
-    frames = SAMPLING if world else FrameSampling()
-    max_frames = frames.max_frames if settings.max_frames is None else settings.max_frames
-    fps = frames.fps if settings.fps is None else settings.fps
+    tiny = settings.model == SPOTLIGHT
     usual = INSTRUCTIONS[response_format_of(settings.dataset)]
     instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
-    return Asking(
-        sampling=FrameSampling(fps, max_frames, min(frames.min_frames, max_frames)),
+    return InferenceSettings(
+        sampling=frame_sampling(settings.dataset == SPOTLIGHT, settings.fps, settings.max_frames),
         max_new_tokens=settings.max_new_tokens or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
         instruction=instruction,
         samples=settings.sample or 1,
@@ -126,22 +101,29 @@ def _asking(settings: EvalSettings) -> Asking:
     )
 
 
-def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
-    """All that decides the answers, as it is written down and compared when an evaluation goes on."""
+def frame_sampling(is_world: bool, fps: float | None, max_frames: int | None) -> FrameSampling:
+    """With the defaults of the embedded world's clips or of videos; at least one frame, at most `max_frames`."""
+    usual = SAMPLING if is_world else FrameSampling()
+    most = usual.max_frames if max_frames is None else max_frames
+    return FrameSampling(usual.fps if fps is None else fps, most, min(usual.min_frames, most))
+
+
+def _identity(settings: EvalSettings, inference: InferenceSettings) -> dict[str, Any]:
+    """All that decides the answers: written to eval.json, and compared when an evaluation is resumed."""
     return {
         "model": settings.model,
         "model_is": fingerprint(checkpoint_of(settings.model)),
         "dataset": settings.dataset,
         "split": settings.split,
         "limit": settings.limit,
-        "samples": asking.samples,
-        "temperature": asking.temperature,
-        "seed": asking.seed,
+        "samples": inference.samples,
+        "temperature": inference.temperature,
+        "seed": inference.seed,
         "batch_size": settings.batch_size,
-        "max_new_tokens": asking.max_new_tokens,
-        "fps": asking.sampling.fps,
-        "max_frames": asking.sampling.max_frames,
-        "instruction": asking.instruction,
+        "max_new_tokens": inference.max_new_tokens,
+        "fps": inference.sampling.fps,
+        "max_frames": inference.sampling.max_frames,
+        "instruction": inference.instruction,
         "prompt_version": PROMPT_VERSION,
         "dtype": settings.dtype or usual_dtype(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -149,10 +131,10 @@ def _decisive(settings: EvalSettings, asking: Asking) -> dict[str, Any]:
 
 
 def questions_of(settings: EvalSettings) -> list[VideoQA]:
-    """What is asked: ids once each, gold answers that can be scored, at least one video there.
+    """The questions: ids once each, gold answers that can be scored, at least one video exists.
 
     Raises:
-        ValueError, OSError: see :func:`appo.data.read`, or one of the above does not hold.
+        ValueError, OSError: see :func:`appo.data.read`, or one of these does not hold.
     """
     if settings.annotations is not None:
         rows = answerable(settings.dataset, settings.annotations, settings.videos, settings.split)
@@ -174,14 +156,16 @@ def questions_of(settings: EvalSettings) -> list[VideoQA]:
 
 
 def _held_out(folder: Path, limit: int | None) -> list[VideoQA]:
-    """Clips of every level that no run has trained on; made once."""
+    """Clips of every level that no run has trained on; written once."""
     count = CLIPS_A_LEVEL if limit is None else min(CLIPS_A_LEVEL, -(-limit // len(LEVELS)))
-    questions: list[VideoQA] = []
-    for level in LEVELS:
-        made = (folder / level / ANNOTATIONS).exists()  # written after all clips
-        there = load_annotations(folder / level) if made else []
-        questions += there if len(there) == count else generate(folder / level, level, count, HELD_OUT_SEED)
-    return questions
+    return [question for level in LEVELS for question in held_out_clips(folder / level, level, count)]
+
+
+def held_out_clips(folder: Path, level: str, count: int) -> list[VideoQA]:
+    """Held-out questions of a level of the embedded world; their clips are written unless they exist."""
+    exists = (folder / ANNOTATIONS).exists()  # written after all clips
+    questions: list[VideoQA] = load_annotations(folder) if exists else []
+    return questions if len(questions) == count else generate(folder, level, count, HELD_OUT_SEED)
 
 
 def _spaced(questions: Sequence[VideoQA], limit: int | None) -> list[VideoQA]:
@@ -191,37 +175,43 @@ def _spaced(questions: Sequence[VideoQA], limit: int | None) -> list[VideoQA]:
 
 
 def _answer(
-    folder: EvaluationFolder, questions: Sequence[VideoQA], settings: EvalSettings, asking: Asking, console: Console
+    folder: EvaluationFolder,
+    questions: Sequence[VideoQA],
+    settings: EvalSettings,
+    inference: InferenceSettings,
+    console: Console,
 ) -> None:
-    """Ask what is left; a finished evaluation loads no model."""
-    kept = folder.resume(questions, settings.batch_size, retry=settings.retry)
-    left = [batch for batch in batches(questions, settings.batch_size) if batch[0] not in kept]
+    """Answer what is left; a finished evaluation loads no model."""
+    there = folder.resume(questions, settings.batch_size, retry=settings.retry)
+    left = [batch for batch in batches(questions, settings.batch_size) if batch[0] not in there]
     if not left:
         return
-    if kept:
-        folder.refuse_other_versions()
-    done = sum(len(replies) for replies in kept.values())
+    if there:
+        folder.check_versions()
+    done = sum(len(replies) for replies in there.values())
     model, processor = load_model(
         checkpoint_of(settings.model),
         dtype=settings.dtype or usual_dtype(),
         trust_remote_code=settings.trust_remote_code,
         **usual_place(),
     )
-    with Progressing(console, len(questions), done) as progress:
-        for answered in answer(model, processor, left, asking, cache_in(settings.frame_cache)):
+    with answer_progress(console, len(questions), done) as update:
+        for answered in answer(model, processor, left, inference, cache_in(settings.frame_cache)):
             folder.append(answered.index, answered.replies, answered.seconds)
             done += len(answered.replies)
-            progress.update(done)
-    folder.resume(questions, settings.batch_size)  # what was asked again takes its place in the order
+            update(done)
+    folder.resume(questions, settings.batch_size)  # answers to retried questions move to their place in the order
 
 
 def _name_errors(folder: EvaluationFolder, questions: Sequence[VideoQA]) -> None:
-    """Say on standard error which questions could not be asked, and how to ask them again."""
+    """Print to standard error which questions have no answer, and how to retry them."""
     missing = [reply for reply in folder.replies(questions) if reply is not None and reply.error]
-    for reply in missing[:NAMED_ERRORS]:
+    for reply in missing[:MAX_NAMED_ERRORS]:
         print(f"appo: question {reply.id!r} was not asked: {reply.error}", file=sys.stderr)
     if missing:
-        more = f", {len(missing) - NAMED_ERRORS} more in predictions.jsonl" if len(missing) > NAMED_ERRORS else ""
+        more = (
+            f", {len(missing) - MAX_NAMED_ERRORS} more in predictions.jsonl" if len(missing) > MAX_NAMED_ERRORS else ""
+        )
         print(
             f"appo: {len(missing)} of {len(questions)} questions have no prediction and count as wrong{more}; repair"
             " the files and run the same command with --retry",

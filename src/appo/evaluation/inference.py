@@ -1,4 +1,4 @@
-"""Model x questions -> replies -> accuracy: in batches, the next one read while the model writes."""
+"""Model x questions -> replies -> accuracy, in batches; the next batch is decoded while the model generates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,26 +29,20 @@ from appo.types import VideoQA
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import FrameSampling, VideoError
 
+Batch = list[VideoQA]
+Prompts = list[Prompt | str]  # a text: why a question's video or image cannot be read
+
 
 @dataclass(frozen=True)
-class Asking:
-    """How questions are asked.
-
-    Attributes:
-        sampling: how frames are sampled.
-        max_new_tokens: longest response.
-        instruction: appended to every question (see :func:`appo.rewards.templates.build_messages`).
-        samples: K, responses to each question.
-        temperature: 0: greedy; else sampled from softmax(logits / temperature), nothing cut off.
-        seed: of the sampling; each batch draws from its own random numbers, whatever was asked before it.
-    """
+class InferenceSettings:
+    """How frames and responses are sampled."""
 
     sampling: FrameSampling
-    max_new_tokens: int
-    instruction: str = INSTRUCTION
-    samples: int = 1
-    temperature: float = 0.0
-    seed: int = 0
+    max_new_tokens: int  # longest response
+    instruction: str = INSTRUCTION  # appended to every question (see :func:`appo.rewards.templates.build_messages`)
+    samples: int = 1  # K, responses per question
+    temperature: float = 0.0  # 0: greedy; else sampled from softmax(logits / temperature), nothing cut off
+    seed: int = 0  # of the sampling; each batch has its own random numbers, independent of the batches before
 
 
 @dataclass(frozen=True)
@@ -59,33 +54,24 @@ class AnsweredBatch:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _EncodedBatch:
-    """The prompts of a batch; in the place of one whose video or image cannot be read, why."""
-
-    index: int
-    questions: list[VideoQA]
-    prompts: list[Prompt | str]
-
-
 def answer(
     model: Any,
     processor: Any,
-    asked: Iterable[tuple[int, list[VideoQA]]],
-    asking: Asking,
+    questions: Iterable[tuple[int, list[VideoQA]]],
+    settings: InferenceSettings,
     cache: FrameCache | None = None,
 ) -> Iterator[AnsweredBatch]:
-    """Answer batches of questions. While the model writes, a thread decodes and encodes the next batch.
+    """Answer batches of questions. While the model generates, a thread decodes and encodes the next batch.
 
-    A question whose video or image cannot be read gets a `Reply` that says so; nothing else is caught. The model is in
-    evaluation mode until the iterator ends, and then as it was before.
+    A question whose video or image cannot be read gets a `Reply` with the error; nothing else is caught. The model is
+    in evaluation mode until the iterator ends, and then as it was before.
 
     Args:
         model: a Hugging Face video language model.
         processor: its processor.
-        asked: batches with their indices (:func:`appo.evaluation.predictions.batches`).
-        asking: how.
-        cache: where sampled frames are kept on disk.
+        questions: batches with their indices (:func:`appo.evaluation.predictions.batches`).
+        settings: of the inference.
+        cache: of sampled frames, on disk.
 
     Raises:
         OSError: the cache cannot be read or written.
@@ -95,34 +81,32 @@ def answer(
     try:
         with evaluation_mode(model):
             start = time.perf_counter()
-            for batch in _one_ahead(pool, lambda pair: _encode(processor, asking, cache, *pair), asked):
-                replies = _reply(model, processor, batch, asking)
-                yield AnsweredBatch(batch.index, replies, time.perf_counter() - start)
+            encode = partial(_encode, processor, settings, cache)
+            for index, batch, prompts in _encoded_ahead(pool, encode, questions):
+                replies = _reply(model, processor, index, batch, prompts, settings)
+                yield AnsweredBatch(index, replies, time.perf_counter() - start)
                 start = time.perf_counter()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], _EncodedBatch], items: Iterable[Any]
-) -> Iterator[_EncodedBatch]:
-    """The function's results in order, each computed while the one before is in use."""
+def _encoded_ahead(
+    pool: ThreadPoolExecutor, encode: Callable[[Batch], Prompts], batches: Iterable[tuple[int, Batch]]
+) -> Iterator[tuple[int, Batch, Prompts]]:
+    """The batches in order with their prompts, each encoded while the one before is in use."""
     waiting = None
-    for item in items:
-        ahead = pool.submit(function, item)
+    for index, batch in batches:
+        ahead = index, batch, pool.submit(encode, batch)
         if waiting is not None:
-            yield waiting.result()
+            yield *waiting[:2], waiting[2].result()
         waiting = ahead
     if waiting is not None:
-        yield waiting.result()
+        yield *waiting[:2], waiting[2].result()
 
 
-def _encode(
-    processor: Any, asking: Asking, cache: FrameCache | None, index: int, questions: list[VideoQA]
-) -> _EncodedBatch:
-    videos = VideoCache(processor.video_processor, asking.sampling, cache)
-    prompts = [_prompt(processor, videos, question, asking.instruction) for question in questions]
-    return _EncodedBatch(index, questions, prompts)
+def _encode(processor: Any, settings: InferenceSettings, cache: FrameCache | None, questions: Batch) -> Prompts:
+    videos = VideoCache(processor.video_processor, settings.sampling, cache)
+    return [_prompt(processor, videos, question, settings.instruction) for question in questions]
 
 
 def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: str) -> Prompt | str:
@@ -134,11 +118,13 @@ def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: 
         return " ".join(str(error).split())
 
 
-def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> list[Reply]:
-    prompts = [prompt for prompt in batch.prompts if not isinstance(prompt, str)]
-    groups = iter(_generate(model, processor, prompts, batch.index, asking) if prompts else ())
+def _reply(
+    model: Any, processor: Any, index: int, questions: Batch, prompts: Prompts, settings: InferenceSettings
+) -> list[Reply]:
+    good = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    groups = iter(_generate(model, processor, good, index, settings) if good else ())
     replies = []
-    for question, prompt in zip(batch.questions, batch.prompts, strict=True):
+    for question, prompt in zip(questions, prompts, strict=True):
         if isinstance(prompt, str):
             replies.append(Reply(question.id, error=prompt))
             continue
@@ -149,33 +135,33 @@ def _reply(model: Any, processor: Any, batch: _EncodedBatch, asking: Asking) -> 
 
 
 def _generate(
-    model: Any, processor: Any, prompts: Sequence[Prompt], index: int, asking: Asking
+    model: Any, processor: Any, prompts: Sequence[Prompt], index: int, settings: InferenceSettings
 ) -> list[list[torch.Tensor]]:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(_seed(asking.seed, index))
+        torch.manual_seed(_seed(settings.seed, index))
         try:
             return generate(
                 model,
                 processor,
                 prompts,
-                max_new_tokens=asking.max_new_tokens,
-                responses=asking.samples,
-                temperature=asking.temperature,
+                max_new_tokens=settings.max_new_tokens,
+                responses=settings.samples,
+                temperature=settings.temperature,
             )
         except torch.OutOfMemoryError as error:
-            count = f"{len(prompts)} questions with {asking.samples} responses each"
+            count = f"{len(prompts)} questions with {settings.samples} responses each"
             raise ValueError(f"{count} do not fit into the memory of {device}: set a smaller batch size") from error
 
 
 def _seed(seed: int, batch: int) -> int:
-    """A seed of its own for each batch, so that an evaluation that goes on draws what it would have drawn."""
+    """One seed per batch, so that a resumed evaluation samples the same responses."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question. ``right`` is 1.0 or 0.0; ``parsed``: whether the response has the asked-for format."""
+    """One answered question. ``right`` is 1.0 or 0.0; ``parsed``: whether the response has the requested format."""
 
     id: str
     text: str
@@ -210,19 +196,19 @@ def predict(
     Args:
         model: a Hugging Face video language model; its train/eval mode is left as it was.
         processor: its processor.
-        questions: what to ask; each video is decoded once per batch.
-        sampling: how frames are sampled.
+        questions: each video is decoded once per batch.
+        sampling: of frames.
         max_new_tokens: longest response.
-        batch_size: questions answered at once.
+        batch_size: questions per batch.
         instruction: appended to every question (see :func:`appo.rewards.templates.build_messages`).
         on_progress: called with the number of questions answered after each batch.
 
     Raises:
         ValueError: a video or image cannot be read; one line that names it.
     """
-    asking = Asking(sampling, max_new_tokens, instruction)
+    settings = InferenceSettings(sampling, max_new_tokens, instruction)
     predictions: list[Prediction] = []
-    for answered in answer(model, processor, batches(questions, batch_size), asking):
+    for answered in answer(model, processor, batches(questions, batch_size), settings):
         for reply in answered.replies:
             if reply.error:
                 raise ValueError(reply.error)

@@ -1,12 +1,12 @@
-"""The folder of an evaluation: what was asked of which model, what it answered, how long that took.
+"""The folder of an evaluation: the questions, the model's replies, the seconds they took.
 
     eval.json           the settings that decide the answers, versions, commit, command line, start
     questions.jsonl     the questions with their gold answers, so that the folder can be scored and compared alone
-    predictions.jsonl   one `Reply` a question; nothing in it varies from run to run
-    timing.jsonl        one line a batch: its seconds
+    predictions.jsonl   one `Reply` per question; nothing in it varies from run to run
+    timing.jsonl        one line per batch: its seconds
 
 Questions are answered in batches fixed by position, and each batch is written by one append. So an evaluation that was
-killed at any moment leaves whole batches and at most one broken one, which is asked again: none is lost or doubled.
+killed at any moment leaves whole batches and at most one broken one, which is repeated: none is lost or doubled.
 """
 
 from __future__ import annotations
@@ -27,25 +27,18 @@ from appo.types import VideoQA, VideoSource
 
 EVAL, QUESTIONS, PREDICTIONS, TIMING = "eval.json", "questions.jsonl", "predictions.jsonl", "timing.jsonl"
 CLIPS = "clips"  # generated ones lie in the folder before anything else does
-_SHOWN_LENGTH = 60
+_MAX_VALUE_LENGTH = 60
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to one question.
+    """A model's responses to one question."""
 
-    Attributes:
-        id: of the question.
-        texts: K responses without special tokens; none if the question could not be asked.
-        tokens: (K,) their lengths, the end of sequence counted.
-        error: why it could not be asked, else empty: one line that names the file.
-    """
-
-    id: str
-    texts: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    error: str = ""
+    id: str  # of the question
+    texts: tuple[str, ...] = ()  # K responses without special tokens; none if the video or image could not be read
+    tokens: tuple[int, ...] = ()  # (K,) their lengths, the end of sequence counted
+    error: str = ""  # why there is none, else empty: one line that names the file
 
     def to_line(self) -> str:
         """One line of predictions.jsonl."""
@@ -55,9 +48,8 @@ class Reply:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Reply:
         """Inverse of `to_line`. Raises ValueError for anything else."""
-        reply = cls(
-            data.get("id", ""), tuple(data.get("texts", ())), tuple(data.get("tokens", ())), data.get("error", "")
-        )
+        texts, tokens = tuple(data.get("texts", ())), tuple(data.get("tokens", ()))
+        reply = cls(data.get("id", ""), texts, tokens, data.get("error", ""))
         if reply.to_line() != json.dumps(data) + "\n" or len(reply.texts) != len(reply.tokens):
             raise ValueError("no prediction")
         return reply
@@ -71,7 +63,7 @@ class EvaluationFolder:
 
     @classmethod
     def check(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> EvaluationFolder:
-        """The folder, if an evaluation with these settings may start or go on there. Writes nothing.
+        """The folder, if an evaluation with these settings may start or be resumed there. Writes nothing.
 
         Raises:
             RecordError: it holds something else, or an evaluation with other settings, which are named.
@@ -82,7 +74,7 @@ class EvaluationFolder:
         except OSError as error:
             raise RecordError(f"{path}: cannot be read ({error.strerror}); choose another --output") from error
         if EVAL in names:
-            folder._refuse_other(settings)
+            folder._check_settings(settings)
         elif any(name not in (CLIPS, QUESTIONS) and not name.endswith(PART) for name in names):
             raise RecordError(f"{path}: is not empty and holds no evaluation; choose another --output")
         return folder
@@ -91,12 +83,7 @@ class EvaluationFolder:
     def start(
         cls, path: str | os.PathLike[str], settings: Mapping[str, Any], questions: Sequence[VideoQA]
     ) -> EvaluationFolder:
-        """Start an evaluation, or go on with the one that is there, if it is this one.
-
-        Args:
-            path: the folder, made if missing.
-            settings: all that decides the answers; plain values.
-            questions: in the order they are asked.
+        """Start an evaluation, or resume the one that is there. `settings`: all that decides the answers.
 
         Raises:
             RecordError: see `check`; or the folder cannot be written.
@@ -140,14 +127,14 @@ class EvaluationFolder:
         return dict(self.describe()["config"])
 
     def questions(self) -> list[VideoQA]:
-        """The questions in the order they are asked. Raises RecordError."""
+        """The questions in their order. Raises RecordError."""
         rows = [data for _, data in self._lines(QUESTIONS)]
         if _digest(rows) != self.settings["questions_digest"]:
             raise RecordError(f"{self.path / QUESTIONS}: was changed since the evaluation; restore it")
         return [_question(data) for data in rows]
 
     def replies(self, questions: Sequence[VideoQA]) -> list[Reply | None]:
-        """What was answered so far, in the order of the questions; a torn last line is left out.
+        """The replies so far, in the order of the questions; a torn last line is left out.
 
         Raises:
             RecordError: a line is damaged, answers none of the questions, or answers one again.
@@ -167,33 +154,28 @@ class EvaluationFolder:
         return found
 
     def resume(self, questions: Sequence[VideoQA], batch_size: int, *, retry: bool = False) -> dict[int, list[Reply]]:
-        """The whole batches that are there, by their index; whatever else a kill left is removed.
+        """The whole batches so far, by their index; whatever else a kill left is removed.
 
-        Args:
-            questions: all of them.
-            batch_size: of the evaluation.
-            retry: give up batches with a question that could not be asked, so that they are asked again.
+        With `retry`, batches with an error are removed as well, so that they are repeated.
         """
         replies = self.replies(questions)
-        kept = {}
+        whole = {}
         for index, start in enumerate(range(0, len(replies), batch_size)):
             batch = [reply for reply in replies[start : start + batch_size] if reply is not None]
-            whole = len(batch) == len(replies[start : start + batch_size])
-            if whole and not (retry and any(reply.error for reply in batch)):
-                kept[index] = batch
-        self._replace_if_other(PREDICTIONS, "".join(reply.to_line() for batch in kept.values() for reply in batch))
+            is_whole = len(batch) == len(replies[start : start + batch_size])
+            if is_whole and not (retry and any(reply.error for reply in batch)):
+                whole[index] = batch
+        self._replace(PREDICTIONS, "".join(reply.to_line() for batch in whole.values() for reply in batch))
         times = {data["batch"]: data for _, data in self._lines(TIMING)}
-        self._replace_if_other(TIMING, "".join(_line(times[index]) for index in kept if index in times))
-        return kept
+        self._replace(TIMING, "".join(_line(times[index]) for index in whole if index in times))
+        return whole
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from answering the same evaluation meanwhile; the system lets go of it after a kill.
-
-        Where files cannot be locked (Windows, some network drives) nobody is kept from it.
+    def locked(self) -> Iterator[None]:
+        """Lock the evaluation; the system unlocks it after a kill. No lock on Windows and some network drives.
 
         Raises:
-            RecordError: another process is at it.
+            RecordError: another process has locked it.
         """
         with (self.path / EVAL).open("rb") as handle:
             try:
@@ -208,17 +190,17 @@ class EvaluationFolder:
             yield
 
     def append(self, batch: int, replies: Sequence[Reply], seconds: float) -> None:
-        """Write down a batch, and hand it to the disk. Raises RecordError."""
+        """Write a batch to the disk. Raises RecordError."""
         self._append(PREDICTIONS, "".join(reply.to_line() for reply in replies))
         self._append(TIMING, _line({"batch": batch, "questions": len(replies), "seconds": round(seconds, 3)}))
 
     def seconds(self) -> tuple[float, int]:
-        """Seconds that the batches took, and how many questions they held."""
+        """Seconds of all batches, and how many questions they hold."""
         times = [data for _, data in self._lines(TIMING)]
         return sum(data["seconds"] for data in times), sum(data["questions"] for data in times)
 
     def write(self, name: str, text: str) -> None:
-        """Write a file as a whole: after a kill it is the old one or the new one. Raises RecordError."""
+        """Write a whole file atomically. Raises RecordError."""
         try:
             atomic_write(self.path / name, text)
         except OSError as error:
@@ -233,7 +215,7 @@ class EvaluationFolder:
         except OSError as error:
             raise self._unwritable(name, error) from error
 
-    def _replace_if_other(self, name: str, text: str) -> None:
+    def _replace(self, name: str, text: str) -> None:
         file = self.path / name
         if (file.read_bytes() if file.exists() else b"") != text.encode():
             self.write(name, text)
@@ -252,8 +234,8 @@ class EvaluationFolder:
                     raise self._damaged(name, number, "no JSON object")
                 yield number, data
 
-    def refuse_other_versions(self) -> None:
-        """Raise RecordError if what is left to ask would be answered by other software than what came before."""
+    def check_versions(self) -> None:
+        """Raise RecordError if the remaining questions would be answered by other versions than those before."""
         there, here = self.describe()["versions"], describe_run({})["versions"]
         if others := [
             f"{name} {there.get(name)}, here {version}" for name, version in here.items() if version != there.get(name)
@@ -261,14 +243,13 @@ class EvaluationFolder:
             fix = "go on with the same versions, or choose another --output"
             raise RecordError(f"{self.path}: was begun with {'; '.join(others)}; {fix}")
 
-    def _refuse_other(self, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
         there = self.settings
         if "questions_digest" in settings and there.get("questions_digest") != settings["questions_digest"]:
             there["questions_digest"] = questions_digest(self.questions())  # they may be written in the older form
         if others := [name for name in settings if name not in there or there[name] != settings[name]]:
-            named = "; ".join(
-                f"{name} is {_shown(there.get(name))} there, {_shown(settings[name])} here" for name in others
-            )
+            values = ((name, _shortened(there.get(name)), _shortened(settings[name])) for name in others)
+            named = "; ".join(f"{name} is {old} there, {new} here" for name, old, new in values)
             fix = "choose another --output, or the same settings to go on with this one"
             raise RecordError(f"{self.path}: holds an evaluation with other settings ({named}); {fix}")
 
@@ -281,12 +262,12 @@ class EvaluationFolder:
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
-    """Questions, or anything else, in batches, each with its index."""
+    """The items in batches, each with its index."""
     return enumerate(list(items[start : start + size]) for start in range(0, len(items), size))
 
 
 def questions_digest(questions: Iterable[VideoQA]) -> str:
-    """Of all that is asked, and of the gold answers; of videos and images the names, for folders may be moved."""
+    """Digest of questions and gold answers; of videos and images only the names, for folders may be moved."""
     return _digest(map(asdict, questions))
 
 
@@ -305,12 +286,10 @@ def _question(data: Mapping[str, Any]) -> VideoQA:
     fields = dict(data)
     if isinstance(data["video"], str):
         metadata = dict(data["metadata"])
-        clip, fps = metadata.pop("clip", None) or (None, None), metadata.pop("frames_fps", None)
-        fields |= {
-            "video": VideoSource(data["video"], clip[0], clip[1], fps) if data["video"] else None,
-            "metadata": metadata,
-        }
-        fields["event_frames"] = metadata.pop("event_frames", None)
+        start, end = metadata.pop("clip", None) or (None, None)
+        fps = metadata.pop("frames_fps", None)
+        video = VideoSource(data["video"], start, end, fps) if data["video"] else None
+        fields |= {"video": video, "metadata": metadata, "event_frames": metadata.pop("event_frames", None)}
     elif data["video"]:
         fields["video"] = VideoSource(**data["video"])
     spans = tuple((float(start), float(end)) for start, end in data["spans"])
@@ -323,6 +302,6 @@ def _line(data: Any) -> str:
     return json.dumps(data) + "\n"
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."

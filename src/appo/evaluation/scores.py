@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from appo.data import Benchmark, Mark, Measure, get_benchmark
 from appo.evaluation.statistics import bootstrap_interval, mcnemar, pass_at_k, wilson_interval
@@ -32,48 +32,29 @@ class Answered:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure.
+    """One figure."""
 
-    Attributes:
-        name: such as ``accuracy``, ``C``, ``mIoU``, ``area/memory``, ``pass@4``, ``majority``.
-        value: 0 to 1; a missing prediction counts as wrong.
-        low: lower end of the 95 % interval.
-        high: its upper end.
-        questions: how many the figure is about.
-        interval: ``wilson`` where each question is right or wrong, else ``bootstrap`` over questions.
-        answered_only: what a script shows that skips missing predictions; None where none is missing (or all are).
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    questions: int
-    interval: str
+    name: str  # such as ``accuracy``, ``C``, ``mIoU``, ``area/memory``, ``pass@4``, ``majority``
+    value: float  # 0 to 1; a missing prediction counts as wrong
+    low: float  # lower end of the 95 % interval
+    high: float  # its upper end
+    questions: int  # how many the figure is about
+    interval: str  # ``wilson`` where each question is right or wrong, else ``bootstrap`` over questions
+    # what a script shows that skips missing predictions; None where none is missing (or all are)
     answered_only: float | None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better a second model does the same questions, in one figure.
+    """How much better a second model does the same questions, in one figure."""
 
-    Attributes:
-        name: as in `Score`.
-        first: the first model's figure.
-        second: the second's.
-        low: lower end of the 95 % interval of second - first, by a bootstrap that draws questions as pairs.
-        high: its upper end.
-        p_value: that both are right equally often (McNemar, exact); None where the figure is no plain share.
-        questions: how many the figure is about.
-    """
-
-    name: str
-    first: float
-    second: float
-    low: float
-    high: float
-    p_value: float | None
-    questions: int
+    name: str  # as in `Score`
+    first: float  # the first model's figure
+    second: float  # the second's
+    low: float  # lower end of the 95 % interval of second - first, by a bootstrap that draws questions as pairs
+    high: float  # its upper end
+    p_value: float | None  # that both are right equally often (McNemar, exact); None where the figure is no plain share
+    questions: int  # how many the figure is about
 
 
 def official_scores(dataset: str | Benchmark, answered: Sequence[Answered], *, lenient: bool = False) -> list[Score]:
@@ -81,12 +62,12 @@ def official_scores(dataset: str | Benchmark, answered: Sequence[Answered], *, l
 
     With K responses to a question its value is their mean; those that a question lacks count as wrong, as does a
     question without any. A sub-score without questions is left out. pass@k counts a response as right from `RIGHT`;
-    the majority is the answer that most responses give, the first seen among equals.
+    the majority is the answer that most responses give, the first one among equals.
 
     Args:
         dataset: a name of :data:`appo.data.DATASETS`, or a benchmark of your own.
-        answered: every question that was asked, in any order, with the responses.
-        lenient: read responses as a forgiving reader would (:func:`appo.rewards.answer_parsing.lenient_answer`).
+        answered: every question, in any order, with its responses.
+        lenient: parse responses by :func:`appo.rewards.answer_parsing.lenient_answer`.
 
     Raises:
         ValueError: there is no such dataset, no question, or a gold answer that cannot be scored.
@@ -114,103 +95,88 @@ def score_differences(
 
 
 def unparsable_share(dataset: str | Benchmark, answered: Sequence[Answered]) -> float:
-    """Share of the responses that are not of the format asked for; 0 where there are none.
-
-    Raises:
-        ValueError: there is no such dataset.
-    """
+    """Share of the responses that do not have the requested format; 0 without responses. Raises ValueError."""
     texts = [text for one in answered for text in one.texts]
-    asked = get_benchmark(dataset).response_format
-    bad = sum(strict_answer(text, asked) is None for text in texts)
+    response_format = get_benchmark(dataset).response_format
+    bad = sum(strict_answer(text, response_format) is None for text in texts)
     return bad / len(texts) if texts else 0.0
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One figure before it is averaged; all lists have one entry a question.
+class _Value(NamedTuple):
+    """One question's value in a figure."""
 
-    Attributes:
-        values: what the question counts, a missing prediction as wrong.
-        skipping: the same without missing predictions; None where nothing is left.
-        binary: whether the value can only be 0 or 1.
-        paths: the groups whose means are averaged (`appo.data.Benchmark.path`).
-    """
+    counted: float  # a missing prediction counts as wrong
+    answered: float | None  # without missing predictions; None where nothing is left
+    binary: bool  # whether the value can only be 0 or 1
+    path: tuple[str, ...]  # the groups whose means are averaged (`appo.data.Benchmark.path`)
+
+
+class _Row(NamedTuple):
+    """One figure before it is averaged, with one value per question."""
 
     name: str
-    values: list[float]
-    skipping: list[float | None]
-    binary: list[bool]
-    paths: list[tuple[str, ...]]
+    values: list[_Value]
 
     @property
     def is_share(self) -> bool:
         """Whether the figure is a share of right questions: neither graded nor a mean of several means."""
-        return all(self.binary) and len(set(self.paths)) == 1
+        return all(value.binary for value in self.values) and len({value.path for value in self.values}) == 1
 
-    def part(self, name: str, places: Sequence[int]) -> _Row:
-        """The same figure of some of the questions."""
-        return _Row(
-            name,
-            [self.values[place] for place in places],
-            [self.skipping[place] for place in places],
-            [self.binary[place] for place in places],
-            [self.paths[place] for place in places],
-        )
+    @property
+    def counted(self) -> tuple[list[list[float]], list[float]]:
+        """The values as `_cells` has them."""
+        return _cells((value.counted, value.path) for value in self.values)
 
 
 def _rows(dataset: str | Benchmark, answered: Sequence[Answered], lenient: bool) -> list[_Row]:
     """Every figure of `official_scores`, in its order."""
     if not answered:
         raise ValueError("there is no question to score: give at least one")
-    how, questions = get_benchmark(dataset), [one.question for one in answered]
-    marks = [list(map(how.marker(one.question, lenient=lenient), one.texts)) for one in answered]
+    benchmark, questions = get_benchmark(dataset), [one.question for one in answered]
+    marks = [list(map(benchmark.marker(one.question, lenient=lenient), one.texts)) for one in answered]
     samples = max(1, *map(len, marks))
-    paths = [how.path(question) for question in questions]
+    paths = [benchmark.path(question) for question in questions]
+
+    def row(name: str, values: Iterable[tuple[float, float | None]], binary: Sequence[bool]) -> _Row:
+        return _Row(name, [_Value(*pair, one, path) for pair, one, path in zip(values, binary, paths, strict=True)])
+
+    def binary(measure: Measure) -> list[bool]:
+        return [not measure.graded and question.kind not in GRADED for question in questions]
+
     rows = []
-    for measure in how.measures:
-        binary = [samples == 1 and not measure.graded and question.kind not in GRADED for question in questions]
-        rows.append(_row(measure.name, [_mean_of(_said(measure, group), samples) for group in marks], binary, paths))
-    parts = [how.parts(question) for question in questions]
-    for name in _in_order({name for names in parts for name in names}, how.part_order):
-        rows.append(rows[0].part(name, [place for place, names in enumerate(parts) if name in names]))
-    return rows + (_sampled_rows(how.measures[0], questions, marks, paths) if samples > 1 else [])
+    for measure in benchmark.measures:
+        means = [_mean_of(_values(measure, group), samples) for group in marks]
+        rows.append(row(measure.name, means, [samples == 1 and one for one in binary(measure)]))
+    headline, first = rows[0], benchmark.measures[0]
+    parts = [benchmark.parts(question) for question in questions]
+    for name in _in_order({name for names in parts for name in names}, benchmark.part_order):
+        own = [value for value, names in zip(headline.values, parts, strict=True) if name in names]
+        rows.append(_Row(name, own))
+    if samples > 1:
+        for k in (1 << power for power in range(samples.bit_length())):
+            passed = [_passed(_values(first, group), samples, k) for group in marks]
+            rows.append(row(f"pass@{k}", passed, [k == samples] * len(marks)))
+        rows.append(row("majority", [_majority(first, group) for group in marks], binary(first)))
+    return rows
 
 
-def _sampled_rows(
-    measure: Measure, questions: Sequence[VideoQA], marks: Sequence[list[Mark]], paths: list[tuple[str, ...]]
-) -> list[_Row]:
-    """pass@k for powers of two, and the majority's score."""
-    samples, rows = max(map(len, marks)), []
-    for k in (1 << power for power in range(samples.bit_length())):
-        passed = [_passed(_said(measure, group), samples, k) for group in marks]
-        rows.append(_row(f"pass@{k}", passed, [k == samples] * len(marks), paths))
-    binary = [not measure.graded and question.kind not in GRADED for question in questions]
-    return [*rows, _row("majority", [_majority(measure, group) for group in marks], binary, paths)]
-
-
-def _row(
-    name: str, tallies: Sequence[tuple[float, float | None]], binary: list[bool], paths: list[tuple[str, ...]]
-) -> _Row:
-    return _Row(name, [value for value, _ in tallies], [skipping for _, skipping in tallies], binary, paths)
-
-
-def _said(measure: Measure, marks: Sequence[Mark]) -> list[float]:
-    """The measure of those responses that are a prediction at all."""
+def _values(measure: Measure, marks: Sequence[Mark]) -> list[float]:
+    """The measure of the responses that are a prediction."""
     return [value for value in map(measure.of, marks) if value is not None]
 
 
-def _mean_of(said: list[float], samples: int) -> tuple[float, float | None]:
-    """One question's mean over its responses: those missing as wrong, and without them."""
-    return math.fsum(said) / samples, math.fsum(said) / len(said) if said else None
+def _mean_of(values: list[float], samples: int) -> tuple[float, float | None]:
+    """One question's mean over its responses: with those missing as wrong, and without them."""
+    return math.fsum(values) / samples, math.fsum(values) / len(values) if values else None
 
 
-def _passed(said: list[float], samples: int, k: int) -> tuple[float, float | None]:
-    value = pass_at_k(sum(one >= RIGHT for one in said), samples, k)
-    return value, value if said else None
+def _passed(values: list[float], samples: int, k: int) -> tuple[float, float | None]:
+    value = pass_at_k(sum(one >= RIGHT for one in values), samples, k)
+    return value, value if values else None
 
 
 def _majority(measure: Measure, marks: Sequence[Mark]) -> tuple[float, float | None]:
-    """What the first response counts that gives the most frequent answer."""
+    """The value of the first response that gives the most frequent answer."""
     votes = Counter(mark.vote for mark in marks if mark.vote is not None)
     if not votes:
         return 0.0, 0.0 if marks else None
@@ -225,30 +191,27 @@ def _in_order(names: set[str], order: Sequence[str]) -> list[str]:
 
 
 def _score(row: _Row) -> Score:
-    n, cells, weights = len(row.values), *_cells(row.values, row.paths)
+    n, (cells, weights) = len(row.values), row.counted
     value = _mean(cells, weights)
     low, high = wilson_interval(value, n) if row.is_share else bootstrap_interval(cells, weights)
-    answered = [place for place, value in enumerate(row.skipping) if value is not None]
-    answered_only = None
-    if answered and row.skipping != row.values:
-        there = [row.skipping[place] or 0.0 for place in answered]
-        answered_only = _mean(*_cells(there, [row.paths[place] for place in answered]))
+    answered = [(one.answered, one.path) for one in row.values if one.answered is not None]
+    differs = any(one.answered != one.counted for one in row.values)
+    answered_only = _mean(*_cells(answered)) if answered and differs else None
     return Score(row.name, value, low, high, n, "wilson" if row.is_share else "bootstrap", answered_only)
 
 
 def _difference(first: _Row, second: _Row) -> Difference:
-    better = [b - a for a, b in zip(first.values, second.values, strict=True)]
-    low, high = bootstrap_interval(*_cells(better, first.paths))
+    better = [b.counted - a.counted for a, b in zip(first.values, second.values, strict=True)]
+    low, high = bootstrap_interval(*_cells(zip(better, (value.path for value in first.values), strict=True)))
     is_share = first.is_share and second.is_share
     p_value = mcnemar(sum(one < 0 for one in better), sum(one > 0 for one in better)) if is_share else None
-    before, after = (_mean(*_cells(row.values, row.paths)) for row in (first, second))
-    return Difference(first.name, before, after, low, high, p_value, len(better))
+    return Difference(first.name, _mean(*first.counted), _mean(*second.counted), low, high, p_value, len(better))
 
 
-def _cells(values: Sequence[float], paths: Sequence[tuple[str, ...]]) -> tuple[list[list[float]], list[float]]:
-    """The values of each path, and what their mean counts: each group on the way averages those directly in it."""
+def _cells(values: Iterable[tuple[float, tuple[str, ...]]]) -> tuple[list[list[float]], list[float]]:
+    """The values of each path, and the weight of their mean: each group of a path averages those directly in it."""
     cells: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for value, path in zip(values, paths, strict=True):
+    for value, path in values:
         cells[path].append(value)
     inside: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for path in cells:

@@ -1,6 +1,6 @@
-"""How sure a score is: intervals of shares and means, tests of differences between two models, pass@k.
+"""Intervals of shares and means, tests of differences between two models, pass@k.
 
-Questions are the independent units everywhere; what is drawn, tested or resampled is a question, never a response.
+Questions are the independent units: what is drawn, tested or resampled is a question, never a response.
 
 Shape suffixes: Q questions, R bootstrap resamples.
 """
@@ -64,12 +64,12 @@ def _resampled_means(values_Q: NDArray[np.float64], resamples: int, rng: Any) ->
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
 
-    Questions that both or neither answer say nothing. What remains would fall on either side like a fair coin:
-    twice the smaller tail, at most 1.
+    Questions that both or neither answer do not count. The others fall on either side like a fair coin: twice the
+    smaller tail, at most 1.
 
     Args:
-        only_first: questions that only the first model answers.
-        only_second: questions that only the second answers.
+        only_first: the number of questions that only the first model answers.
+        only_second: that of the second.
     """
     from scipy.special import bdtr  # at first use: it takes half a second
 
@@ -103,9 +103,9 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
     """Unbiased estimate that at least one of ``k`` responses is right (Chen et al. 2021, eq. 1).
 
     Args:
-        right: how many of the responses are right.
-        samples: how many there are.
-        k: how many may be tried, at most ``samples``.
+        right: the number of right responses among ``samples``.
+        samples: the number of responses.
+        k: the number of tries, at most ``samples``.
 
     Raises:
         ValueError: not ``1 <= k <= samples`` or not ``0 <= right <= samples``.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
@@ -23,10 +23,10 @@ from appo.evaluation.inference import Accuracy, Prediction, accuracy, predict
 from appo.evaluation.inspection import inspect_question
 from appo.files import atomic_write
 from appo.reports.console import print_group
-from appo.reports.group_view import Reading
+from appo.reports.group_view import ViewSettings
 from appo.reports.page import write_page
-from appo.reports.run_folder import PAGE, RolloutRecord, RunFolder
-from appo.reports.seen_run import see_run
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import PAGE, RunFolder, load_run
 from appo.rollout.generation import evaluation_mode
 from appo.training.config import APPOConfig
 from appo.training.run import fit, make_trainer
@@ -36,14 +36,14 @@ from appo.world.dataset import HELD_OUT_SEED
 from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.world.world import LEVELS
 
-# A film of training: a few held-out questions that the untrained policy gets wrong, asked again every few steps.
+# Held-out questions that the untrained policy gets wrong are sampled every few steps, as a film of training.
 FILMED_QUESTIONS, FILM_EVERY = 4, 5
 PICTURE_WIDTH = 120
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo's flags set: method, optimiser steps, seed, run folder, held-out questions a level."""
+    """What the demo's flags set: run folder, method, optimiser steps, seed, held-out questions per level."""
 
     output: Path
     method: str = "appo"
@@ -54,7 +54,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Accuracy by level before and after, and the two groups shown."""
+    """Accuracy by level before and after, and the two groups printed."""
 
     before: dict[str, Accuracy]
     after: dict[str, Accuracy]
@@ -62,11 +62,9 @@ class DemoResult:
 
 
 def demo_config(settings: DemoSettings, **changes: Any) -> APPOConfig:
-    """The paper's settings, scaled to responses of 50 instead of 384 tokens and to a policy of a million parameters.
+    """The paper's settings, scaled to responses of 50 instead of 384 tokens and a policy of a million parameters.
 
-    Args:
-        settings: of the demo.
-        changes: of :class:`APPOConfig`, where they are to differ.
+    `changes`: settings of :class:`APPOConfig`.
     """
     usual: dict[str, Any] = {
         "output_dir": str(settings.output),
@@ -94,12 +92,12 @@ def demo_config(settings: DemoSettings, **changes: Any) -> APPOConfig:
 
 
 def prompts_a_step(config: APPOConfig) -> int:
-    """How many groups an optimiser step is made of."""
+    """The number of groups in an optimiser step."""
     return int(config.per_device_train_batch_size * config.gradient_accumulation_steps // config.num_generations)
 
 
 def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
-    """Generate clips, evaluate, train, evaluate again, write the run folder, show what was learned.
+    """Generate clips, evaluate, train, evaluate again, write the run folder and its page, print the result.
 
     Raises:
         ValueError: the first step's rewards were all equal, so there is nothing to learn from.
@@ -118,8 +116,9 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     trainer.save_model(str(folder.path / "policy"))
     after = _evaluate(model, processor, held_out, "after training", console)
     inspect_now = partial(inspect, model, step=config.max_steps)
-    groups = _telling_groups(inspect_now, held_out["L1"], before["L1"], after["L1"])
-    result = DemoResult(_by_level(before), _by_level(after), [record for _, record in groups])
+    groups = _example_groups(inspect_now, held_out["L1"], before["L1"], after["L1"])
+    old, new = ({level: accuracy(answers) for level, answers in one.items()} for one in (before, after))
+    result = DemoResult(old, new, [record for _, record in groups])
     _write_evaluation(folder, result, before, after)
     _show(result, groups, folder, console)
     return result
@@ -148,25 +147,11 @@ def _evaluate(
         task = progress.add_task(f"evaluating {when}", total=total)
         done = 0
         for level, questions in held_out.items():
-            predictions[level] = predict(
-                model,
-                processor,
-                questions,
-                SAMPLING,
-                max_new_tokens=MAX_NEW_TOKENS,
-                instruction="",
-                on_progress=partial(_advance, progress, task, done),
-            )
+            update = partial(lambda before, answered: progress.update(task, completed=before + answered), done)
+            settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "instruction": "", "on_progress": update}
+            predictions[level] = predict(model, processor, questions, SAMPLING, **settings)
             done += len(questions)
     return predictions
-
-
-def _advance(progress: Progress, task: TaskID, base: int, answered: int) -> None:
-    progress.update(task, completed=base + answered)
-
-
-def _by_level(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, Accuracy]:
-    return {level: accuracy(answers) for level, answers in predictions.items()}
 
 
 class RewardsMustVary(TrainerCallback):
@@ -179,11 +164,9 @@ class RewardsMustVary(TrainerCallback):
 
 
 class Filming(TrainerCallback):
-    """Records groups about the same questions before training, every few steps and after it; training is not touched.
+    """Records groups about the same questions before training, every few steps and after it; training is unchanged.
 
-    Args:
-        questions: to choose from, in order.
-        inspect: ``(model, question, step=...)`` samples a group and records it.
+    `inspect` takes model, question and ``step=``, samples a group and records it.
     """
 
     def __init__(self, questions: Sequence[VideoQA], inspect: Callable[..., Any]) -> None:
@@ -205,8 +188,7 @@ class Filming(TrainerCallback):
 
 @dataclass(frozen=True)
 class Inspector:
-    """Samples groups about held-out questions and records them; always with the same random numbers, and those of
-    training are left alone. A question asked twice at the same step is recorded once."""
+    """Samples groups about held-out questions with a seed apart from training's; records each once a step."""
 
     processor: Any
     config: APPOConfig
@@ -214,7 +196,7 @@ class Inspector:
     records: dict[tuple[str, int], RolloutRecord] = field(default_factory=dict)
 
     def __call__(self, model: Any, question: VideoQA, *, step: int) -> RolloutRecord:
-        """The group that the model, at this step of training, says about the question."""
+        """The group that the model samples about the question at this step of training."""
         if (question.id, step) not in self.records:
             self.records[question.id, step] = record = self._inspect(model, question, step)
             self.folder.append_rollout(record)
@@ -231,7 +213,7 @@ class Inspector:
                 max_new_tokens=MAX_NEW_TOKENS,
                 instruction="",
                 step=step,
-                keep_film=self.folder.keep_film,
+                save_film=self.folder.save_film,
                 **self.config.weight_settings,
             )
 
@@ -240,13 +222,13 @@ def _pairs(questions: Sequence[VideoQA], *predictions: Sequence[Prediction]) -> 
     return list(zip(questions, *predictions, strict=True))
 
 
-def _telling_groups(
+def _example_groups(
     inspect: Callable[[VideoQA], RolloutRecord],
     questions: Sequence[VideoQA],
     before: Sequence[Prediction],
     after: Sequence[Prediction],
 ) -> list[tuple[str, RolloutRecord]]:
-    """A question that training won over and one that is lost, each with a fresh group of the trained policy."""
+    """A question that training won and one that is lost, each with a new group of the trained policy."""
     pairs = _pairs(questions, before, after)
     won = [q for q, old, new in pairs if not old.right and new.right]
     lost = [q for q, old, new in pairs if old.right and not new.right] or [q for q, _, new in pairs if not new.right]
@@ -269,23 +251,23 @@ def _write_evaluation(
 
 def _show(result: DemoResult, groups: Sequence[tuple[str, RolloutRecord]], folder: RunFolder, console: Console) -> None:
     groups = [(title, replace(record, video=Path(record.video).name)) for title, record in groups]
-    table = accuracy_table(result.before, result.after)
+    table, settings = accuracy_table(result.before, result.after), ViewSettings.of(folder.config["training"])
     for title, record in groups:
-        print_group(console, title, record, Reading.of(folder.config["training"]))
+        print_group(console, title, record, settings)
     console.print(table)
-    write_picture(folder.path / "summary.svg", groups, table, Reading.of(folder.config["training"]))
+    write_picture(folder.path / "summary.svg", groups, table, settings)
     console.print(f"run folder: {folder.path} (metrics.jsonl, rollouts.jsonl, evaluation.json, summary.svg, policy/)")
-    page = write_page(folder.path / PAGE, [see_run(folder.path)])
+    page = write_page(folder.path / PAGE, [load_run(folder.path)])
     console.print(f"open this page in a browser: {page}", style="bold", highlight=False, soft_wrap=True)
 
 
 def write_picture(
-    path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table, reading: Reading | None = None
+    path: Path, groups: Sequence[tuple[str, RolloutRecord]], table: Table, settings: ViewSettings | None = None
 ) -> None:
-    """Groups and table as an SVG picture of the terminal, to look at later or to show around."""
+    """Groups and table as an SVG picture of the terminal."""
     console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, force_terminal=True)
     for title, record in groups:
-        print_group(console, title, record, reading)
+        print_group(console, title, record, settings)
     console.print(table)
     svg = console.export_svg(title="appo demo")
     # The picture must not fetch fonts: viewers use their own monospaced one.

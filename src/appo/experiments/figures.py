@@ -1,4 +1,4 @@
-"""Figures as SVG: two panels in a row, drawn by matplotlib; the same numbers give the same file on every machine."""
+"""Figures as SVG by matplotlib, two panels per row; equal numbers give equal files on every machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Raise ValueError, in one line with the fix, where matplotlib is not installed: before anything slow starts."""
+    """Raise ValueError if matplotlib is not installed, before anything slow starts."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""The spotlight in a terminal: a group's frames, who looked where, and its words by their weight, in colour."""
+"""Groups in a terminal: frames, heat maps of frame attention, and tokens coloured by their weight."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from appo.reports.group_view import Reading, group_view
+from appo.reports.group_view import ViewSettings, group_view
 from appo.reports.page import page_data
-from appo.reports.run_folder import RolloutRecord
-from appo.reports.seen_run import SeenRun
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import LoadedRun
 
-TELLING = 3  # groups printed of each run
+GROUPS_PRINTED = 3  # of each run
 MOST_TOKENS = 400  # of a response in a terminal
 # Upper bounds of brightness and their colours, from the dark of the page's stage to its light.
 _LIGHTS = ((8, "#1e1a14"), (25, "#4c2f14"), (45, "#7e4b18"), (65, "#ac681c"), (85, "#f6b73c"), (100, "#fff4d6"))
 _SIGNS = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}
 
 
-def print_runs(console: Console, runs: Sequence[SeenRun]) -> None:
-    """The most telling groups of each run, each question at the last step it was asked; and what is missing."""
+def print_runs(console: Console, runs: Sequence[LoadedRun]) -> None:
+    """The most interesting groups of each run, each question at its last step; and notes on missing files."""
     data = page_data(runs)
     for number, run in enumerate(data["runs"]):
         for note in run["notes"]:
             console.print(Text(f"{run['name']}: {note}", style="yellow"))
         latest = {group["key"]: group for group in data["groups"] if group["run"] == number}
-        for group in sorted(latest.values(), key=lambda one: -one["interest"])[:TELLING]:
-            print_view(console, f"{run['name']}, step {group['step']}{_badge(group)}", group)
+        for group in sorted(latest.values(), key=lambda one: -one["interest"])[:GROUPS_PRINTED]:
+            change = ": won over" if group["won"] else ": lost" if group["lost"] else ""
+            print_view(console, f"{run['name']}, step {group['step']}{change}", group)
 
 
-def print_group(console: Console, title: str, record: RolloutRecord, reading: Reading | None = None) -> None:
-    """A recorded group: its question, frames and heat map, a winner and a loser with weighted tokens lit."""
-    print_view(console, title, group_view(record, reading or Reading()))
+def print_group(console: Console, title: str, record: RolloutRecord, settings: ViewSettings | None = None) -> None:
+    """A recorded group: question, frames, heat map, and the weighted tokens of a winner and a loser."""
+    print_view(console, title, group_view(record, settings or ViewSettings()))
 
 
 def print_view(console: Console, title: str, group: Mapping[str, Any]) -> None:
-    """A group as :func:`appo.reports.group_view.group_view` has it."""
+    """A group of `group_view`."""
     console.rule(Text(title, style="bold"))
     gold = ("   answer  ", (group["answer"], "bold green")) if group["answer"] else ()
     console.print(Text.assemble("question  ", (group["question"], "bold"), *gold))
@@ -55,12 +56,8 @@ def print_view(console: Console, title: str, group: Mapping[str, Any]) -> None:
             console.print(Text.assemble((f"{name:<10}", style), _weighted_text(found)))
 
 
-def _badge(group: Mapping[str, Any]) -> str:
-    return ": won over" if group["won"] else ": lost" if group["lost"] else ""
-
-
 def _frame_line(group: Mapping[str, Any]) -> Text:
-    """The frames by their seconds: crucial ones lit, those that truly show the answer in brackets."""
+    """The frames by their seconds: crucial ones highlighted, true event frames in brackets."""
     line = Text("frames    ")
     for frame, time in enumerate(group["times"]):
         name = f"{frame + 1}" if time is None else f"{time:.1f}s"
@@ -78,24 +75,20 @@ def _crucial_line(group: Mapping[str, Any]) -> Text:
 
 
 def _heat_line(view: Mapping[str, Any]) -> Text:
-    """How much a response looked at each frame, as blocks under the frames."""
+    """A response's score for each frame, as blocks under the frames."""
     sign, style = _SIGNS[view["right"]]
     line = Text(f"{sign} {view['number']:<8}", style=style)
     for heat in view["heat"]:
-        line.append("       " if heat is None else f"{heat:^7}", style=_light(heat))
-        line.append(" ")
+        if heat is None:
+            line.append(" " * 8)
+            continue
+        back = next(colour for bound, colour in _LIGHTS if heat <= bound)
+        line.append(f"{heat:^7}", style=f"{'black' if heat > 45 else 'white'} on {back}").append(" ")
     return line
 
 
-def _light(heat: int | None) -> str:
-    if heat is None:
-        return ""
-    back = next(colour for bound, colour in _LIGHTS if heat <= bound)
-    return f"{'black' if heat > 45 else 'white'} on {back}"
-
-
 def _weighted_text(view: Mapping[str, Any]) -> Text:
-    """The tokens of a response, the brighter the larger their weight; perception tokens underlined."""
+    """The tokens of a response by their weight; perception tokens underlined."""
     text = Text(view["text"])
     chosen = set(view["chosen"])
     for number, token in enumerate(view["tokens"][:MOST_TOKENS]):

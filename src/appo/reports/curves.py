@@ -1,4 +1,4 @@
-"""What a run measured -> the curves, tables and facts of its page."""
+"""A run's metrics and settings -> the curves, tables and facts of its page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from appo.reports.group_view import NAME_LENGTH, clean, is_number, rounded
 from appo.types import STEP_PARTS
 
-MOST_POINTS = 400  # of a curve («ours»: more than a screen has room for)
+MOST_POINTS = 400  # of a curve (not in the paper: more than a screen has pixels for)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of the page: the first of `sources` that a run's metrics have, under a name people use."""
+    """A curve of the page: the first of `sources` that a run's metrics have, under a readable name."""
 
     name: str
     sources: tuple[str, ...]
@@ -90,13 +90,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def run_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All curves of a run by name; accuracies measured along the way (``eval_...``) get one each."""
+    """All curves of a run by name, one for each accuracy measured during training (``eval_...``)."""
     supervised = any("mean_token_accuracy" in line for line in metrics)
     found: dict[str, Any] = {}
     for curve in (*CURVES, *_evaluated(metrics)):
         points = curve_points(metrics, curve.sources)
         if points and (supervised or curve.name not in HIDDEN_FOR_RL):
-            found[curve.name] = {"meaning": curve.meaning, **points, "says": _says(curve.name, points)}
+            found[curve.name] = {"meaning": curve.meaning, **points, "says": _summary(curve.name, points)}
     return found
 
 
@@ -106,7 +106,7 @@ def _evaluated(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
         yield Curve(clean(name, NAME_LENGTH), (name,), "measured along the way")
 
 
-def _says(name: str, points: Mapping[str, Any]) -> str:
+def _summary(name: str, points: Mapping[str, Any]) -> str:
     values, steps = points["values"], points["steps"]
     return f"{name}: {values[0]:.3g} at step {steps[0]:g}, {values[-1]:.3g} at step {steps[-1]:g}"
 
@@ -128,42 +128,35 @@ def run_times(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def run_levels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy of each level before and after training, in per cent with its interval, as the demo measures it."""
-    before, after = (_section(evaluation.get(when)) for when in ("before", "after"))
-    levels = []
-    for level in before:
-        pair = [_accuracy(_section(results.get(level))) for results in (before, after)]
-        if all(pair):
-            levels.append({"level": clean(level, NAME_LENGTH), "before": pair[0], "after": pair[1]})
-    return levels
+    before, after = (evaluation.get(when) for when in ("before", "after"))
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return []
+    pairs = {clean(level, NAME_LENGTH): (_accuracy(before[level]), _accuracy(after.get(level))) for level in before}
+    return [{"level": level, "before": old, "after": new} for level, (old, new) in pairs.items() if old and new]
 
 
-def _section(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _accuracy(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    numbers = [summary.get(name) for name in ("mean", "low", "high", "questions")]
-    if not all(is_number(number) and number >= 0 for number in numbers) or not max(numbers[:3]) <= 1:  # type: ignore[operator,type-var]
+def _accuracy(summary: Any) -> dict[str, Any] | None:
+    if not isinstance(summary, dict):
         return None
-    mean, low, high = (round(100 * float(number), 1) for number in numbers[:3])  # type: ignore[arg-type]
-    return {"mean": mean, "low": low, "high": high, "questions": int(numbers[3])}  # type: ignore[arg-type]
+    numbers: list[Any] = [summary.get(name) for name in ("mean", "low", "high", "questions")]
+    if not all(is_number(number) and number >= 0 for number in numbers) or not max(numbers[:3]) <= 1:
+        return None
+    mean, low, high = (round(100 * float(number), 1) for number in numbers[:3])
+    return {"mean": mean, "low": low, "high": high, "questions": int(numbers[3])}
 
 
 def run_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings beside the paper's: ``name, value, paper`` (None: the paper has no such setting), ``same``."""
-    rows = []
-    for name in (*PAPER, *OWN):
-        if settings.get(name) is not None:
-            paper = PAPER.get(name)
-            rows.append(
-                {
-                    "name": name,
-                    "value": clean(_text(settings[name]), NAME_LENGTH),
-                    "paper": None if paper is None else _text(paper),
-                    "same": paper is None or settings[name] == paper,
-                }
-            )
-    return rows
+    return [
+        {
+            "name": name,
+            "value": clean(_text(settings[name]), NAME_LENGTH),
+            "paper": None if (paper := PAPER.get(name)) is None else _text(paper),
+            "same": paper is None or settings[name] == paper,
+        }
+        for name in (*PAPER, *OWN)
+        if settings.get(name) is not None
+    ]
 
 
 def _text(value: Any) -> str:
@@ -177,17 +170,15 @@ def _text(value: Any) -> str:
 def run_facts(about: Mapping[str, Any], settings: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What a run is, as pairs of name and text: method, steps, command, start, versions."""
     steps = [line["step"] for line in metrics if is_number(line.get("step"))]
-    versions = about.get("versions")
-    argv = about.get("argv")
+    versions, argv = about.get("versions"), about.get("argv")
+    known = versions.items() if isinstance(versions, dict) else ()
     facts = {
         "method": settings.get("method"),
         "steps": f"{max(steps):g}" if steps else None,
         "started": about.get("started"),
         "command": " ".join(map(str, argv)) if isinstance(argv, list) else None,
         "commit": about.get("git_commit"),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        if isinstance(versions, dict)
-        else None,
+        "versions": ", ".join(f"{name} {version}" for name, version in known if version),
         "machine": about.get("platform"),
     }
     return [[name, clean(str(value), 2 * NAME_LENGTH)] for name, value in facts.items() if value]

@@ -1,4 +1,4 @@
-"""Files of JSON lines that a run may leave at any moment: a line is written at once, a torn last one is tolerated."""
+"""Files of JSON lines that survive a kill: a line is written at once, a torn last one is tolerated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def append_line(file: Path, data: Any) -> None:
 
 
 def _mend_end(file: Path) -> None:
-    """Let a file end with a whole line, else the next one would be glued to what a killed run left."""
+    """Complete or remove the torn last line of a killed run, before the next line is appended."""
     if not file.exists() or not file.stat().st_size:
         return
     with file.open("r+b") as handle:
@@ -76,7 +76,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def sync(file: Path) -> int:
-    """Wait until a file would survive a power cut; its size in bytes, 0 if there is none. Raises RecordError."""
+    """Sync a file to the disk; returns its size in bytes, 0 if there is none. Raises RecordError."""
     try:
         if not file.exists():
             return 0
@@ -88,11 +88,7 @@ def sync(file: Path) -> int:
 
 
 def cut(file: Path, size: int) -> None:
-    """Leave the first so many bytes of a file (none: there need be no file).
-
-    Raises:
-        RecordError: it has fewer, or cannot be written.
-    """
+    """Truncate a file to its first bytes. Raises RecordError if it has fewer, or cannot be written."""
     found = file.stat().st_size if file.exists() else 0
     if found < size:
         raise RecordError(f"{file}: has {found} bytes, but had {size} when the checkpoint was taken; restore the file")
@@ -104,7 +100,7 @@ def cut(file: Path, size: int) -> None:
 
 
 def damaged(file: Path, number: int, problem: str) -> RecordError:
-    """The error about a line that is no record."""
+    """The error about a damaged line."""
     return RecordError(f"{file}, line {number}: damaged ({problem}); delete this line or restore the file")
 
 
@@ -124,5 +120,5 @@ def unwritable(path: Path, error: OSError) -> RecordError:
 
 
 def reason(error: OSError) -> str:
-    """What the system says, in its words."""
+    """The system's message."""
     return error.strerror or type(error).__name__

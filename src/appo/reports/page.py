@@ -1,7 +1,7 @@
-"""The spotlight page: what was seen of runs -> one self-contained HTML file, and its data as JSON beside it.
+"""The spotlight page: loaded runs -> one self-contained HTML file, and its data as JSON beside it.
 
-Nothing is computed in the template. The page asks for nothing over the network, and everything that comes from models,
-annotations or file names reaches it as JSON and is inserted as text, never as HTML.
+Nothing is computed in the template. The page loads nothing over the network. Everything from models, annotations or
+file names reaches it as JSON and is inserted as text, never as HTML.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -22,32 +22,31 @@ from PIL import Image
 from appo import __version__
 from appo.files import atomic_write
 from appo.reports.curves import run_curves, run_facts, run_levels, run_settings, run_times
-from appo.reports.group_view import NAME_LENGTH, Reading, clean, group_view, lean
+from appo.reports.group_view import NAME_LENGTH, ViewSettings, clean, group_view, lean
 from appo.reports.jsonl import unwritable
-from appo.reports.run_folder import RolloutRecord
-from appo.reports.seen_run import SeenRun
+from appo.reports.records import RolloutRecord
+from appo.reports.run_folder import LoadedRun
 
-# A page stays under 8 MB («ours»: opens at once, and can be sent by mail).
+# A page stays under 8 MB, to open at once and to be sent by mail (not in the paper).
 FILM_BYTES, GROUP_BYTES = 2_000_000, 4_600_000
 SCRIPTS = ("dom.js", "curves.js", "stage.js", "words.js", "groups.js", "page.js")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
-def page_data(runs: Sequence[SeenRun]) -> dict[str, Any]:
-    """All that a page shows, as JSON can hold it.
+def page_data(runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    """All data of a page, as JSON can hold it.
 
     Returns:
-        ``runs`` (name, facts, settings, curves, levels, times, notes), ``groups`` (`group_view`,
-        with the number of their run, and who they are beside the same question's other groups), ``films`` (pictures
-        by name as data addresses).
+        ``runs`` (name, facts, settings, curves, levels, times, notes), ``groups`` (`group_view` with the number of the
+        run and the comparison to the question's other groups), ``films`` (pictures by name as data addresses).
     """
     groups: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
-        reading = Reading.of(run.settings)
-        own = [{"run": number, **group_view(record, reading)} for record in run.groups]
+        settings = ViewSettings.of(run.settings)
+        own = [{"run": number, **group_view(record, settings)} for record in run.groups]
         _compare_steps(own, run.groups)
         groups += own
-    films = _films(runs, groups)
+    films = _films(runs, groups)  # sets ``film`` of the groups
     return {
         "made": {"version": __version__, "at": datetime.now(UTC).isoformat(timespec="seconds")},
         "runs": [_run_view(run) for run in runs],
@@ -56,7 +55,7 @@ def page_data(runs: Sequence[SeenRun]) -> dict[str, Any]:
     }
 
 
-def write_page(file: Path, runs: Sequence[SeenRun]) -> Path:
+def write_page(file: Path, runs: Sequence[LoadedRun]) -> Path:
     """Write the page, and its data beside it as .json, each whole or not at all; returns the page's path.
 
     Raises:
@@ -94,7 +93,7 @@ def embeddable(data: str) -> str:
     return data
 
 
-def _run_view(run: SeenRun) -> dict[str, Any]:
+def _run_view(run: LoadedRun) -> dict[str, Any]:
     return {
         "name": clean(run.name, NAME_LENGTH),
         "facts": run_facts(run.about, run.settings, run.metrics),
@@ -107,7 +106,7 @@ def _run_view(run: SeenRun) -> dict[str, Any]:
 
 
 def _compare_steps(groups: Sequence[dict[str, Any]], records: Sequence[RolloutRecord]) -> None:
-    """Say of each group which others are about the same question (``film``, by step), and what changed since the first.
+    """Add to each group the steps of the question's other groups, and the change since the first.
 
     ``won``: less than half right at first, at least half now. ``lost``: at least half at first, less now.
     """
@@ -116,12 +115,12 @@ def _compare_steps(groups: Sequence[dict[str, Any]], records: Sequence[RolloutRe
         same.setdefault((record.id, record.question, record.video), []).append(number)
     for numbers in same.values():
         numbers.sort(key=lambda number: records[number].step)
-        first = _share(groups[numbers[0]])
-        for number in numbers:
-            group, share = groups[number], _share(groups[number])
+        steps, shares = [groups[one]["step"] for one in numbers], [_share(groups[one]) for one in numbers]
+        first = shares[0]
+        for number, share in zip(numbers, shares, strict=True):
+            group = groups[number]
             known = first is not None and share is not None
-            group["steps"] = [groups[other]["step"] for other in numbers]
-            group["shares"] = [_share(groups[other]) for other in numbers]
+            group["steps"], group["shares"] = steps, shares
             group["key"] = f"{group['run']}/{numbers[0]}"
             group["change"] = round(share - first, 4) if known else None  # type: ignore[operator]
             group["won"] = known and first < 0.5 <= share  # type: ignore[operator]
@@ -134,8 +133,8 @@ def _share(group: Mapping[str, Any]) -> float | None:
     return round(group["right"] / group["judged"], 4) if group["judged"] else None
 
 
-def _films(runs: Sequence[SeenRun], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The pictures that groups name, each once, together at most `FILM_BYTES`; groups without one name none."""
+def _films(runs: Sequence[LoadedRun], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The pictures of the groups, together at most `FILM_BYTES`; ``film`` of a group without one becomes None."""
     pictures = {(number, name): data for number, run in enumerate(runs) for name, data in run.films.items()}
     size = sum(map(len, pictures.values()))
     share = min(1.0, FILM_BYTES / size) if size else 1.0
@@ -150,7 +149,7 @@ def _films(runs: Sequence[SeenRun], groups: Sequence[dict[str, Any]]) -> dict[st
 
 
 def _film(data: bytes, share: float) -> dict[str, Any] | None:
-    """A picture as a data address, scaled so that it has about `share` of its bytes; None for what is no picture."""
+    """A picture as a data address, scaled to about `share` of its bytes; None if it is no picture."""
     try:
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as opened:
             picture: Image.Image = opened.convert("RGB")
@@ -167,24 +166,18 @@ def _film(data: bytes, share: float) -> dict[str, Any] | None:
 
 
 def _fitted(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups, within `GROUP_BYTES`: the less telling ones without their tokens, where it would be more.
-
-    The most interesting ones come first.
-    """
+    """The groups within `GROUP_BYTES`: if need be, the less interesting ones without their tokens."""
     sizes = [_size(group) for group in groups]
-    small = [lean(group) for group in groups] if sum(sizes) > GROUP_BYTES else []
-    room = GROUP_BYTES - sum(map(_size, small))
-    order = sorted(range(len(groups)), key=lambda i: groups[i]["interest"], reverse=True)
-    costs = [size - _size(one) for size, one in zip(sizes, small, strict=False)]
-    whole = set(_within(order, costs, room)) if small else set(order)
-    return [group if i in whole else small[i] for i, group in enumerate(groups)]
-
-
-def _within(order: Sequence[int], costs: Sequence[int], room: int) -> Iterator[int]:
-    for i in order:
-        if costs[i] <= room:
-            room -= costs[i]
-            yield i
+    if sum(sizes) <= GROUP_BYTES:
+        return list(groups)
+    fitted = [lean(group) for group in groups]
+    left = GROUP_BYTES - sum(map(_size, fitted))
+    for i in sorted(range(len(groups)), key=lambda i: groups[i]["interest"], reverse=True):
+        cost = sizes[i] - _size(fitted[i])
+        if cost <= left:
+            left -= cost
+            fitted[i] = groups[i]
+    return fitted
 
 
 def _size(group: Mapping[str, Any]) -> int:
@@ -192,7 +185,7 @@ def _size(group: Mapping[str, Any]) -> int:
 
 
 def _interest(group: Mapping[str, Any]) -> float:
-    """How telling a group is («ours»): won over or lost, filmed, and winners who saw the event where losers did not."""
+    """How interesting a group is (not in the paper): changed, repeated, or winners attend to other frames."""
     score: float = 4.0 * group["won"] + 2.0 * group["lost"] + 2.0 * (len(group["steps"]) > 1)
     right, wrong = group["meanHeat"]["right"], group["meanHeat"]["wrong"]
     if right and wrong:

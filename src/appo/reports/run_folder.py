@@ -1,29 +1,28 @@
-"""The run folder: what a run was, what it measured and what its policy said; all plain text, all append-only.
+"""The run folder: settings, metrics and recorded groups of a run; all plain text, all append-only.
 
     config.json      settings, versions, commit, command line, start: enough to run it again
-    metrics.jsonl    one JSON object a logging step
-    rollouts.jsonl   one JSON object a group: see `RolloutRecord`
-    faults.jsonl     one JSON object a row whose video could not be shown: see `appo.training.faults`
-    resumes.jsonl    one JSON object each time the run was resumed: from where, and how
-    frames/          the frames of recorded groups, one WebP picture (`appo.video.thumbnails`) a video
+    metrics.jsonl    one JSON object per logging step
+    rollouts.jsonl   one JSON object per group: see `RolloutRecord`
+    faults.jsonl     one JSON object per row whose video could not be read: see `appo.training.faults`
+    resumes.jsonl    one JSON object per resume: from which checkpoint, and how
+    frames/          the frames of recorded groups, one WebP picture (`appo.video.thumbnails`) per video
 
-A run may be killed at any moment, so every line is written at once, a torn last line is tolerated, and anything else
-that is not as written raises `RecordError` naming file and line. N response tokens, F frames as the model sees them.
+A run may be killed at any moment, so every line is written at once, and a torn last line is tolerated. `RunFolder`
+raises `RecordError` for any other damage, with file and line; `load_run` reads for pages and leaves damaged lines out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,118 +34,21 @@ from appo.reports.jsonl import (
     check_unused,
     cut,
     damaged,
+    parse_line,
     read_lines,
     reason,
     sync,
     unwritable,
 )
+from appo.reports.records import RolloutRecord, as_json
 
 CONFIG, METRICS, ROLLOUTS, FRAMES = "config.json", "metrics.jsonl", "rollouts.jsonl", "frames"
-RESUMES = "resumes.jsonl"
-FAULTS = "faults.jsonl"
+RESUMES, FAULTS, EVALUATION = "resumes.jsonl", "faults.jsonl", "evaluation.json"
 PAGE = "spotlight.html"  # where `appo spotlight RUN` writes
-ROLLOUT_DIGITS = 6  # significant digits of the numbers in rollouts.jsonl («ours»: a third of the size)
 PACKAGES = ("appo", "torch", "transformers", "trl", "accelerate", "av")
-
-
-@dataclass(frozen=True)
-class ResponseRecord:
-    """One response of a group.
-
-    Attributes:
-        text: the whole response.
-        tokens: (N,) its tokens as text.
-        weights: (N,) the token weights of the method's step 8.
-        chosen: (N,) which tokens are perception tokens (step 5).
-        frame_attention: (N, F) attention of each token to each frame (step 1); empty if not captured.
-        rewards: reward by the name of its function; NaN where it did not apply.
-        advantage: of the response, before the weights.
-    """
-
-    text: str
-    tokens: list[str]
-    weights: list[float]
-    chosen: list[bool]
-    frame_attention: list[list[float]]
-    rewards: dict[str, float]
-    advantage: float
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.tokens), len(self.weights), len(self.chosen)}
-        lengths |= {len(self.frame_attention)} if len(self.frame_attention) else set()
-        if len(lengths) > 1:
-            raise ValueError(f"tokens, weights, chosen and frame_attention differ in length: {sorted(lengths)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, rounded; what is not finite becomes null."""
-        return dict(as_json(self, ROLLOUT_DIGITS))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ResponseRecord:
-        """Inverse of `to_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
-        return cls(
-            text=_get(data, "text", str),
-            tokens=_get(data, "tokens", list, each=str),
-            weights=[_number(value) for value in _get(data, "weights", list)],
-            chosen=_get(data, "chosen", list, each=bool),
-            frame_attention=[
-                [_number(value) for value in row] for row in _get(data, "frame_attention", list, each=list)
-            ],
-            rewards={name: _number(value) for name, value in _get(data, "rewards", dict).items()},
-            advantage=_number(data["advantage"]),
-        )
-
-
-@dataclass(frozen=True)
-class RolloutRecord:
-    """One group: a question and all responses to it.
-
-    Attributes:
-        step: optimizer step the group was sampled for.
-        id: of the question, unique within its dataset.
-        video: path of the video.
-        question: as asked.
-        answer: the gold answer.
-        kind: how answers are scored.
-        timestamps: (F,) seconds of each frame as the language model sees it.
-        crucial_frames: indices of the crucial frames (step 4).
-        responses: the G responses.
-        event_frames: indices of the frames that show the answer, where the dataset knows them.
-        film: name of the picture of the frames in the folder ``frames/``; empty if there is none.
-    """
-
-    step: int
-    id: str
-    video: str
-    question: str
-    answer: str
-    kind: str
-    timestamps: list[float]
-    crucial_frames: list[int]
-    responses: list[ResponseRecord]
-    event_frames: list[int] | None = None
-    film: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, rounded; what is not finite becomes null."""
-        return dict(as_json(self, ROLLOUT_DIGITS))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RolloutRecord:
-        """Inverse of `to_json`, but for rounding; null becomes NaN. Raises ValueError for anything else."""
-        try:
-            event_frames = data.get("event_frames")
-            return cls(
-                step=_get(data, "step", int),
-                **{name: _get(data, name, str) for name in ("id", "video", "question", "answer", "kind")},
-                timestamps=[_number(value) for value in _get(data, "timestamps", list)],
-                crucial_frames=_get(data, "crucial_frames", list, each=int),
-                responses=[ResponseRecord.from_json(one) for one in _get(data, "responses", list, each=dict)],
-                event_frames=None if event_frames is None else _get(data, "event_frames", list, each=int),
-                film=_get(data, "film", str) if "film" in data else "",
-            )
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"a field is missing or of the wrong type: {error}") from None
+MOST_GROUPS = 200  # of a page, which stays small (not in the paper)
+MAX_NAMED_LINES = 3
+LARGEST_FILM = 4_000_000  # bytes; a picture of frames has some ten thousand
 
 
 @dataclass(frozen=True)
@@ -157,7 +59,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunFolder:
-        """Start a run in a new or empty folder and write down what it is.
+        """Start a run in a new or empty folder and write its config.json.
 
         Raises:
             RecordError: the folder holds something already, or cannot be written.
@@ -233,12 +135,8 @@ class RunFolder:
         """Write one line of rollouts.jsonl. Raises RecordError."""
         append_line(self.path / ROLLOUTS, record.to_json())
 
-    def keep_film(self, picture: bytes) -> str:
-        """Put a picture into ``frames/``, once however often it comes; returns its name there, "" for no picture.
-
-        Raises:
-            RecordError: it cannot be written.
-        """
+    def save_film(self, picture: bytes) -> str:
+        """Put a picture into ``frames/``, equal ones once; returns its name, "" for none. Raises RecordError."""
         if not picture:
             return ""
         file = self.frames / f"{hashlib.sha256(picture).hexdigest()[:16]}.webp"
@@ -251,15 +149,15 @@ class RunFolder:
         return file.name
 
     def append_resume(self, config: Mapping[str, Any], start: str | None) -> None:
-        """Write one line of resumes.jsonl: what `create` writes of a run, and the checkpoint it goes on from."""
+        """Write one line of resumes.jsonl: what `create` writes of a run, and the checkpoint it is resumed from."""
         append_line(self.path / RESUMES, {"from": start, **as_json(describe_run(config))})
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the records, once they are on the disk: with a checkpoint, they say what belongs to it."""
+        """Bytes of the records, synced to the disk: those that belong to a checkpoint."""
         return {name: sync(self.path / name) for name in (METRICS, ROLLOUTS, FAULTS)}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Take back what was recorded since `sizes`; {} takes back everything. Raises RecordError."""
+        """Remove what was recorded since `sizes`; {} removes everything. Raises RecordError."""
         for name in (METRICS, ROLLOUTS, FAULTS):
             cut(self.path / name, sizes.get(name, 0))
 
@@ -318,35 +216,152 @@ def _git_commit() -> str | None:
         return None
 
 
-def as_json(value: Any, digits: int = 0) -> Any:
-    """The value as JSON can hold it: arrays as lists, not finite as None, unknown as its text; floats rounded."""
-    if isinstance(value, Enum):
-        return as_json(value.value, digits)
-    if value is None or isinstance(value, bool | str | int):
-        return value
-    if isinstance(value, float):
-        rounded = float(f"{value:.{digits}g}") if digits else float(value)
-        return rounded if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item, digits) for key, item in value.items()}
-    if isinstance(value, Sequence | Set) and not isinstance(value, bytes):
-        return [as_json(item, digits) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name), digits) for field in fields(value)}
-    if callable(to_list := getattr(value, "tolist", None)):  # numpy and torch, without importing either
-        return as_json(to_list(), digits)
-    return str(value)
+# --- a run as a page shows it: whole, still being written or damaged -------------------------------------------------
 
 
-def _get(data: Mapping[str, Any], name: str, kind: type[Any], *, each: type | None = None) -> Any:
-    """A field of exactly this type, and its elements of exactly that one. Raises ValueError."""
-    value: Any = data[name]
-    if type(value) is not kind or (each and not all(type(item) is each for item in value)):
-        raise ValueError(f"`{name}` is no {kind.__name__}{f' of {each.__name__}' if each else ''}")
-    return value
+@dataclass(frozen=True)
+class LoadedRun:
+    """What could be read of a run."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by name, those of all sections of config.json
+    about: Mapping[str, Any] = field(default_factory=dict)  # the rest of config.json: versions, command line, start
+    metrics: Sequence[Mapping[str, Any]] = ()  # lines of metrics.jsonl
+    groups: Sequence[RolloutRecord] = ()  # of rollouts.jsonl, in order
+    films: Mapping[str, bytes] = field(default_factory=dict)  # pictures by the name that groups have for them
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # evaluation.json
+    notes: Sequence[str] = ()  # what is missing or damaged, one sentence each
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool | str):
-        raise ValueError(f"{value!r:.40} is no number")
-    return math.nan if value is None else float(value)
+def load_run(path: str | os.PathLike[str], most_groups: int = MOST_GROUPS) -> LoadedRun:
+    """Read a run folder, or what is left of it; what is missing or damaged becomes a note.
+
+    Raises:
+        RecordError: there is no such folder, or nothing of a run is in it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder; give the folder that a run wrote")
+    notes: list[str] = []
+    about = _read_object(folder / CONFIG, notes, "so the settings are not known")
+    if about and not isinstance(about.get("config"), dict):
+        notes.append(f"{CONFIG} is not of a run (no `config` in it), so the settings are not known.")
+        about = {}
+    metrics = [data for _, data in _sound_lines(folder / METRICS, notes, "so there are no curves")]
+    groups = list(_read_groups(folder / ROLLOUTS, notes, most_groups))
+    if not (about or metrics or groups):
+        missing = "; ".join(note.removesuffix(".").split(", so ")[0] for note in notes)
+        raise RecordError(f"{folder}: no run folder ({missing}); give one that a run wrote")
+    if groups and not any(response.frame_attention for group in groups for response in group.responses):
+        notes.append("No attention was recorded: method grpo and dapo capture none, so nobody knows who looked where.")
+    return LoadedRun(
+        name=folder.resolve().name,
+        settings=_flat(about.pop("config", {})),
+        about=about,
+        metrics=metrics,
+        groups=groups,
+        films=_read_films(folder / FRAMES, groups, notes),
+        evaluation=_read_object(folder / EVALUATION, [], ""),
+        notes=notes,
+    )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings side by side, whatever section of config.json they stand in."""
+    merged = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    for section in config.values():
+        merged |= section if isinstance(section, dict) else {}
+    return merged
+
+
+def _read_object(file: Path, notes: list[str], consequence: str) -> dict[str, Any]:
+    """A file that holds one JSON object; {} and a note if it does not."""
+    try:
+        data = json.loads(file.read_bytes())
+        if not isinstance(data, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        notes.append(f"{file.name} is missing, {consequence}.")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{file.name} is damaged ({_short(error)}), {consequence}.")
+    else:
+        return data
+    return {}
+
+
+def _sound_lines(file: Path, notes: list[str], consequence: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The sound lines of a file with their numbers; one note for what is missing, one for what is damaged."""
+    bad: list[int] = []
+    count = 0
+    try:
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                if not line.strip():
+                    continue
+                count += 1
+                data = parse_line(line)
+                if data is None:
+                    bad.append(number)
+                else:
+                    yield number, data
+    except FileNotFoundError:
+        notes.append(f"{file.name} is missing, {consequence}.")
+        return
+    except OSError as error:
+        notes.append(f"{file.name} cannot be read further ({_short(error)}).")
+    if not count:
+        notes.append(f"{file.name} is empty, {consequence}.")
+    _note_bad_lines(file, bad, notes)
+
+
+def _note_bad_lines(file: Path, bad: Sequence[int], notes: list[str]) -> None:
+    if bad:
+        named = ", ".join(map(str, bad[:MAX_NAMED_LINES])) + (", …" if len(bad) > MAX_NAMED_LINES else "")
+        lines = f"line {named} is no record and is"
+        if len(bad) > 1:
+            lines = f"{len(bad)} lines ({named}) are no records and are"
+        notes.append(f"{file.name}: {lines} left out.")
+
+
+def _read_groups(file: Path, notes: list[str], most: int) -> Iterator[RolloutRecord]:
+    """All groups; of more than `most`, those of repeated questions first, and the others evenly spaced."""
+    lines = _sound_lines(file, notes, "so there are no groups to look at")
+    keys = {number: repr([data.get(key) for key in ("id", "question", "video")])[:2000] for number, data in lines}
+    counts = Counter(keys.values())
+    repeated = _evenly_spaced([number for number, key in keys.items() if counts[key] > 1], most)
+    once = [number for number, key in keys.items() if counts[key] == 1]
+    chosen = {*repeated, *_evenly_spaced(once, most - len(repeated))}
+    if len(chosen) < len(keys):
+        notes.append(f"{len(chosen)} of {len(keys)} recorded groups are shown, evenly spaced over the run.")
+    bad = []
+    for number, data in _sound_lines(file, [], ""):
+        if number in chosen:
+            try:
+                yield RolloutRecord.from_json(data)
+            except (ValueError, OverflowError, AttributeError):
+                bad.append(number)
+    _note_bad_lines(file, bad, notes)
+
+
+def _evenly_spaced(numbers: Sequence[int], most: int) -> list[int]:
+    count = min(len(numbers), most)
+    return [numbers[position * len(numbers) // count] for position in range(count)]
+
+
+def _read_films(folder: Path, groups: Sequence[RolloutRecord], notes: list[str]) -> dict[str, bytes]:
+    """The pictures that groups name. A name is only ever that of a file in this folder, whatever a record says."""
+    films: dict[str, bytes] = {}
+    for name in sorted({group.film for group in groups if group.film}):
+        try:
+            if Path(name).name == name and (folder / name).stat().st_size <= LARGEST_FILM:
+                films[name] = (folder / name).read_bytes()
+        except (OSError, ValueError):
+            continue
+    if without := sum(group.film not in films for group in groups):
+        of = f"{without} of {len(groups)} groups"
+        notes.append(f"{FRAMES}/ has no picture for {of}: their frames are shown as times only.")
+    return films
+
+
+def _short(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error).split(";")[0] or type(error).__name__)[:120]

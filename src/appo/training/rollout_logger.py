@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from appo.reports.run_folder import ResponseRecord, RolloutRecord, RunFolder
+from appo.reports.records import ResponseRecord, RolloutRecord
+from appo.reports.run_folder import RunFolder
 from appo.rollout.generation import Messages, VideoCache, has_video, video_sources
 from appo.types import Group, Sample, VideoError
 from appo.video.thumbnails import filmstrip
@@ -69,7 +70,7 @@ class Recorder(MetricsRecorder):
                     picture = film_of(self._encoder.videos, messages, self._processor)
                 except VideoError:  # gone since the rollout read it: no reason to stop training, and the page says so
                     picture = b""
-                self._films[shown] = self._folder.keep_film(picture)
+                self._films[shown] = self._folder.save_film(picture)
                 self._encoder.videos.clear()
         return self._films[shown]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from appo.report import page_data
-from appo.seen_run import see_run
+
+from appo.reports.run_folder import load_run
 
 HERE = Path(__file__).parent
 METRICS = ("step", "resampling/", "reward", "rewards/", "entropy", "grad_norm", "appo/", "time/", "completions/mean")
@@ -22,7 +23,7 @@ METRICS = ("step", "resampling/", "reward", "rewards/", "entropy", "grad_norm", 
 
 def cut(source: Path) -> None:
     """Write the folder's files anew."""
-    groups = page_data([see_run(source)])["groups"]
+    groups = page_data([load_run(source)])["groups"]
     lines = (source / "rollouts.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len(groups) == len(records), "a run with fewer groups than a page has room for"

@@ -16,11 +16,16 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from appo.data import rows_of
-from appo.experiments.compare.controls import Control, World
-from appo.experiments.compare.descriptions import described_rightly
-from appo.experiments.compare.held_out import HeldOut, encoded, sampled
-from appo.experiments.compare.methods import Variant, variant_of
-from appo.experiments.compare.perceiving import averaged, group_perception, perceive
+from appo.experiments.compare.measurements import (
+    HeldOut,
+    averaged,
+    described_rightly,
+    encoded,
+    group_perception,
+    measure_attention,
+    sampled,
+)
+from appo.experiments.compare.methods import Control, Variant, World, variant_of
 from appo.experiments.demo import DemoSettings, demo_config
 from appo.models.families import family_of
 from appo.models.loading import load_model
@@ -34,7 +39,7 @@ from appo.training.sft import make_sft_trainer
 from appo.training.trainer import APPOTrainer
 from appo.types import Group, VideoQA
 
-PERCEIVED, PERCEIVED_RESPONSES = 48, 8  # held-out questions of level 1 on which attention is measured after training
+MEASURED_QUESTIONS, MEASURED_RESPONSES = 48, 8  # held-out ones of L1 on which attention is measured after training
 CURVES = {  # name in a cell -> name in TRL's logs
     "accuracy": "compared/accuracy", "reward": "reward", "generated": "compared/generated", "entropy": "entropy",
     "grad_norm": "grad_norm", "loss": "loss", "mean_weight": "appo/mean_weight", "chosen": "appo/chosen_share",
@@ -44,7 +49,7 @@ CURVES = {  # name in a cell -> name in TRL's logs
 
 
 class ComparedPipeline(RolloutPipeline):
-    """A rollout that counts what it generates, measures what is attended to, and may take weights from a control."""
+    """A rollout that counts its tokens, measures its attention, and may take weights from a control."""
 
     control: Control | None = None
     world: World
@@ -76,7 +81,7 @@ class ComparedPipeline(RolloutPipeline):
 
 
 def _compared(trainer: APPOTrainer, control: Control | None) -> None:
-    """Have the trainer's rollouts counted and measured."""
+    """Replace the trainer's pipeline by a `ComparedPipeline`."""
     pipeline = ComparedPipeline(**vars(trainer.pipeline))
 
     def log_probs_of(scores: Any) -> Any:
@@ -88,45 +93,31 @@ def _compared(trainer: APPOTrainer, control: Control | None) -> None:
 
 
 class Curves(TrainerCallback):
-    """The numbers of every step: what TRL logs, and the seconds since training began, by the wall's and own clock."""
+    """The numbers of every step: TRL's logs, and the wall and processor seconds since training began."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start both clocks."""
-        self._began = _clocks()
+        self._wall, self._processor = time.perf_counter(), time.process_time()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
-        """Take a step's numbers."""
+        """Store a step's numbers."""
         if logs and "loss" in logs:
-            clocks = {
-                "seconds": time.perf_counter() - self._began[0],
-                "own_seconds": time.process_time() - self._began[1],
-            }
+            wall, processor = time.perf_counter() - self._wall, time.process_time() - self._processor
             own = {name: float(logs[source]) for name, source in CURVES.items() if logs.get(source) is not None}
-            self.steps.append({"step": state.global_step, **clocks, **own})
-
-
-def _clocks() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
+            self.steps.append({"step": state.global_step, "seconds": wall, "own_seconds": processor, **own})
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all cells of a comparison have in common.
+    """What all cells of a comparison have in common."""
 
-    Attributes:
-        steps: optimiser steps.
-        policy: folder of the policy that all start from.
-        held_out: questions to evaluate, by level.
-        encoded: folder for the held-out questions as that policy reads them; made once.
-    """
-
-    steps: int
-    policy: Path
-    held_out: Mapping[str, Sequence[VideoQA]]
-    encoded: Path
+    steps: int  # optimiser steps
+    policy: Path  # folder of the policy that all start from
+    held_out: Mapping[str, Sequence[VideoQA]]  # questions to evaluate, by level
+    encoded: Path  # folder for the held-out questions, encoded once by that policy's vision tower
 
 
 def run_cell(
@@ -143,8 +134,8 @@ def run_cell(
         weight: multiplies the learning rate (of variants that need another's mean weight).
 
     Returns:
-        ``curve`` (one dictionary a step), ``levels`` (what `evaluated` says of each), ``perception`` after training,
-        ``learning_rate`` and seconds of training and evaluation.
+        ``curve`` (one dictionary per step), ``levels`` (`evaluated`), ``perception`` after training, ``learning_rate``
+        and seconds of training and evaluation.
     """
     variant = variant_of(name)
     model, processor = load_model(conditions.policy)
@@ -160,28 +151,28 @@ def run_cell(
     trained = time.perf_counter()
     assert all(map(torch.equal, tower, family_of(model).tower.parameters())), "held-out features are of another tower"
     model.eval()
-    first = HeldOut(held_out["L1"].questions[:PERCEIVED], held_out["L1"].prompts[:PERCEIVED])
+    first = HeldOut(held_out["L1"].questions[:MEASURED_QUESTIONS], held_out["L1"].prompts[:MEASURED_QUESTIONS])
     return {
         "learning_rate": config.learning_rate,
         "curve": curve,
         "levels": {level: evaluated(model, processor, questions) for level, questions in held_out.items()},
-        "perception": perceive(model, processor, first, PERCEIVED_RESPONSES, 0, config.weight_settings),
+        "perception": measure_attention(model, processor, first, MEASURED_RESPONSES, 0, config.weight_settings),
         "training_seconds": trained - start,
         "evaluation_seconds": time.perf_counter() - trained,
     }
 
 
 def evaluated(model: Any, processor: Any, held_out: HeldOut) -> dict[str, str]:
-    """One 1 or 0 a question, in order: ``right``, well ``formed``, and ``what`` and ``when`` of its description."""
+    """One 1 or 0 per question, in order: ``right``, well ``formed``, ``what`` and ``when`` described rightly."""
     ids = [ids for (ids,) in sampled(model, processor, held_out.prompts)]
     texts = processor.batch_decode(ids, skip_special_tokens=True)
     pairs = list(zip(held_out.questions, texts, strict=True))
-    said = [described_rightly(question.metadata, text) for question, text in pairs]
+    described = [described_rightly(question.metadata, text) for question, text in pairs]
     return {
         "right": _bits([score_answer(text, question.answer, question.kind) >= 1.0 for question, text in pairs]),
         "formed": _bits([parse_response(text) is not None for text in texts]),
-        "what": _bits([what for what, _ in said]),
-        "when": _bits([when for _, when in said]),
+        "what": _bits([what for what, _ in described]),
+        "when": _bits([when for _, when in described]),
     }
 
 
@@ -190,11 +181,7 @@ def _bits(values: Sequence[bool]) -> str:
 
 
 def config_of(name: str, seed: int, steps: int, scratch: Path) -> APPOConfig:
-    """The demo's settings, with what the variant changes.
-
-    Raises:
-        ValueError: a setting has a value that it cannot have; one line that names the variant.
-    """
+    """The demo's settings with the variant's changes. Raises ValueError for an impossible value."""
     variant = variant_of(name)
     try:
         return demo_config(DemoSettings(scratch, variant.method or "dapo", steps, seed), **variant.settings)

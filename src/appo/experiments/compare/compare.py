@@ -1,8 +1,8 @@
-"""`appo compare`: all cells of methods x seeds, each in a process of its own, resumable; then the tables.
+"""`appo compare`: all cells of methods x seeds, one process each, resumable; then the tables.
 
-A folder holds `settings.json`, `clips/` (made once, shared by all cells), `cells/SEED-METHOD.json` (one a finished
-cell, written whole or not at all), `logs/`, and, renewed after each cell, `summary.json`, `table.md`, `curves.svg` and
-`ablations.svg`. Later commands may add methods and seeds: the tables are of all cells of the folder.
+A folder holds `settings.json`, `clips/` (written once, shared by all cells), `cells/SEED-METHOD.json` (one per finished
+cell, written atomically), `logs/`, and, renewed after each cell, `summary.json`, `table.md`, `curves.svg` and
+`ablations.svg`. Later commands may add methods and seeds: the tables are about all cells of the folder.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from typing import Any
 
 from rich.console import Console
 
-from appo.experiments.compare.ablations import ablation_curves, ablations, points_over_dapo
 from appo.experiments.compare.cells import Conditions, config_of, mean_weight, run_cell, setting_of
 from appo.experiments.compare.methods import in_order, variant_of, variants_of
-from appo.experiments.compare.plots import learning_curves
+from appo.experiments.compare.report import ablation_curves, ablations, learning_curves, markdown, points_over_dapo
 from appo.experiments.compare.summaries import Cells, share, summary
-from appo.experiments.compare.tables import markdown
 from appo.experiments.demo import prompts_a_step
 from appo.experiments.figures import require_matplotlib
 from appo.files import atomic_write, rename_folder
 from appo.models.loading import fingerprint
 from appo.reports.jsonl import RecordError
-from appo.reports.run_folder import as_json, describe_run
+from appo.reports.records import as_json
+from appo.reports.run_folder import describe_run
 from appo.types import VideoQA
 from appo.world import generate, load_annotations, policy_path
 from appo.world.dataset import HELD_OUT_SEED
@@ -45,27 +44,16 @@ CellName = tuple[str, int]  # method, seed
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """The settings of `appo compare`."""
 
-    Attributes:
-        output: folder, new or of this comparison.
-        methods: names of :data:`appo.experiments.compare.methods.VARIANTS`.
-        seeds: 0 .. seeds - 1.
-        steps: optimiser steps of each cell.
-        questions: held-out questions a level, the same for all.
-        workers: cells at the same time, each on one core.
-        level: of the world, for the training clips.
-        policy: folder of the policy that all start from.
-    """
-
-    output: Path
-    methods: tuple[str, ...] = ("grpo", "dapo", "appo")
-    seeds: int = 8
-    steps: int = 30
-    questions: int = 1000
-    workers: int = 1
-    level: str = "L1"
-    policy: Path = field(default_factory=policy_path)
+    output: Path  # folder, new or of this comparison
+    methods: tuple[str, ...] = ("grpo", "dapo", "appo")  # names of :data:`appo.experiments.compare.methods.VARIANTS`
+    seeds: int = 8  # 0 .. seeds - 1
+    steps: int = 30  # optimiser steps of each cell
+    questions: int = 1000  # held-out questions a level, the same for all
+    workers: int = 1  # cells at the same time, each on one core
+    level: str = "L1"  # of the world, for the training clips
+    policy: Path = field(default_factory=policy_path)  # folder of the policy that all start from
 
     @property
     def cells(self) -> list[CellName]:
@@ -76,18 +64,18 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What all cells of a folder have in common."""
+        """The settings that all cells of a folder share."""
         shared = {"steps": self.steps, "questions": self.questions, "level": self.level}
         return {**shared, "policy": fingerprint(self.policy)}
 
 
 def compare(comparison: Comparison, console: Console, start: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """Run all cells that are not there yet, and write and print what all of them say.
+    """Run all cells that are not finished, write the report and print its table; returns the summary.
 
     Args:
         comparison: what to compare.
         console: for progress and the table.
-        start: begins a cell and returns what has ``poll()`` and ``kill()``, as :func:`start_process` does.
+        start: starts a cell and returns an object with ``poll()`` and ``kill()``, as :func:`start_process` does.
 
     Raises:
         ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
@@ -112,11 +100,10 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
 
 
 def open_folder(comparison: Comparison) -> None:
-    """Make the folder, or check that it is of the same steps, questions, level and policy.
+    """Create the folder, or check that it has the same steps, questions, level and policy.
 
     Raises:
-        RecordError: it is not.
-        OSError, ValueError: there is no such policy or level.
+        RecordError, OSError, ValueError: it has not, or there is no such policy or level.
     """
     if comparison.level not in LEVELS:
         raise ValueError(f"unknown level {comparison.level!r}: choose from {', '.join(LEVELS)}")
@@ -156,7 +143,7 @@ def run_one(comparison: Comparison, name: str) -> None:
 
 
 def start_process(comparison: Comparison, cell: CellName) -> subprocess.Popen[bytes]:
-    """A cell in a process with one thread; what it says goes to the folder's logs."""
+    """A cell in a process with one thread; its output goes to the folder's logs."""
     name = _file(comparison, cell).stem
     flags = vars(comparison) | {"methods": ",".join(comparison.methods), "only": name}
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
@@ -198,19 +185,19 @@ def _is_ready(comparison: Comparison, cell: CellName) -> bool:
 
 def _held_out(comparison: Comparison) -> dict[str, list[VideoQA]]:
     clips = comparison.output / "clips"
-    return {level: _made(clips / level, level, comparison.questions, HELD_OUT_SEED) for level in LEVELS}
+    return {level: _clips(clips / level, level, comparison.questions, HELD_OUT_SEED) for level in LEVELS}
 
 
 def _training(comparison: Comparison, cell: CellName) -> list[VideoQA]:
-    """Questions of a seed: twice what the sampler needs, for dynamic sampling."""
+    """Training questions of a seed: twice what the sampler needs, for dynamic sampling."""
     method, seed = cell
     config = config_of(method, seed, comparison.steps, comparison.output)
     count = 2 * comparison.steps * prompts_a_step(config)
-    return _made(comparison.output / "clips" / f"train-{seed}-{count}", comparison.level, count, seed)
+    return _clips(comparison.output / "clips" / f"train-{seed}-{count}", comparison.level, count, seed)
 
 
-def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
-    """The questions of a folder of clips that is complete or absent."""
+def _clips(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
+    """The questions of a folder of clips, which is generated if absent."""
     if not folder.exists():
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         generate(partial, level, count, seed)
@@ -218,22 +205,22 @@ def _made(folder: Path, level: str, count: int, seed: int) -> list[VideoQA]:
             rename_folder(partial, folder)
         except OSError:
             shutil.rmtree(partial)
-            if not folder.exists():  # no other process was faster, with the same clips
+            if not folder.exists():  # else another process was faster, with the same clips
                 raise
     questions: list[VideoQA] = load_annotations(folder)
     return questions
 
 
 def _report(comparison: Comparison) -> dict[str, Any]:
-    """Write summary and table of all that is finished in the folder, and learning curves of the methods asked for."""
+    """Write summary and table of all finished cells, and learning curves of the comparison's methods."""
     cells = _finished(comparison)
     methods = in_order({method for method, _ in cells})
     unfinished = [_file(comparison, cell).stem for cell in comparison.cells if cell not in cells]
     result = summary(cells, methods)
     _write(comparison.output / "summary.json", {**comparison.settings, **result, "unfinished": unfinished})
     atomic_write(comparison.output / "table.md", markdown(result, comparison.settings, unfinished))
-    if shown := [method for method in comparison.methods if method in result["seeds"]]:
-        atomic_write(comparison.output / "curves.svg", learning_curves(cells, shown))
+    if drawn := [method for method in comparison.methods if method in result["seeds"]]:
+        atomic_write(comparison.output / "curves.svg", learning_curves(cells, drawn))
     if found := ablations(methods, partial(setting_of, steps=comparison.steps)):
         points = points_over_dapo(result["differences"].get("dapo", {}))
         atomic_write(comparison.output / "ablations.svg", ablation_curves(found, points, "points over dapo"))

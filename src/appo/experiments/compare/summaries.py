@@ -1,8 +1,8 @@
 """Finished cells -> means, paired differences with intervals, and what share of an oracle's gain is recovered.
 
-Seeds are the independent units: a difference between two methods is that of their runs with the same seed, which saw
-the same prompts in the same order. Intervals are 95 % percentile bootstraps over those differences, too narrow for
-eight of them; the p-value of flipping their signs is exact.
+Seeds are the independent units: two methods are compared by their runs with the same seed, which have the same prompts
+in the same order. Intervals are 95 % percentile bootstraps over these differences, too narrow for eight of them; the
+p-value of flipping their signs is exact.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _level(level: str, name: str) -> Callable[[Cell], float]:
 
 
 def _described(name: str) -> Callable[[Cell], float]:
-    """What (when) described rightly, over all levels."""
+    """The share of questions whose *what* (*when*) is described rightly, over all levels."""
     return lambda cell: share("".join(cell["levels"][level][name] for level in LEVELS))
 
 
@@ -82,14 +82,14 @@ def difference(cells: Cells, method: str, baseline: str, measure: str, seeds: Se
 
 
 def summary(cells: Cells, methods: Sequence[str]) -> dict[str, Any]:
-    """Everything the table shows. A pair of methods is compared over all seeds that both have finished.
+    """Everything that the table reports. Two methods are compared over all seeds that both have finished.
 
     Returns:
         ``seeds``: method -> its finished seeds; ``means``: method -> measure -> mean over them, and tokens generated,
         mean weight, entropy, gradient norm and perception; ``differences``: baseline -> method -> measure ->
         :func:`difference`;
         ``recovered``: oracle -> method -> measure -> share of the oracle's gain over DAPO, over the seeds of all three,
-        only where the oracle's gain has an interval above 0.
+        if the interval of the oracle's gain is above 0.
     """
     seeds = {name: paired_seeds(cells, [name]) for name in methods if name != "start"}
     seeds = {name: own for name, own in seeds.items() if own}
@@ -122,12 +122,8 @@ def _means(cells: Sequence[Cell]) -> dict[str, float | None]:
         rows[name] = [sum(values) / len(values) if values else NONE for values in steps]
     for name in ("winners", "losers", "recall_raw", "crucial_raw", "recall_relative", "crucial_relative"):
         rows[name] = [cell["perception"].get(name, NONE) for cell in cells]
-    return {name: _mean_or_none(values) for name, values in rows.items()}
-
-
-def _mean_or_none(values: Sequence[float]) -> float | None:
-    mean = sum(values) / len(values)
-    return None if mean != mean else mean
+    means = {name: sum(values) / len(values) for name, values in rows.items()}
+    return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
 
 
 def _recovered(cells: Cells, methods: Sequence[str], oracle: str) -> dict[str, dict[str, float]]:

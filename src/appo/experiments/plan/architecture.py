@@ -1,4 +1,4 @@
-"""How large a Qwen2.5-VL is: its parameters, and the tokens a video becomes. Arithmetic only, nothing is loaded.
+"""The size of a Qwen2.5-VL: its parameters, and the tokens of a video. Arithmetic only, nothing is loaded.
 
 Sources: the models' published ``config.json`` (for the table), transformers' model and video processor (for the rules).
 `tests/experiments/test_plan_architecture.py` compares the counts with the model itself, built without memory, and
@@ -15,28 +15,23 @@ from appo.models.names import checkpoint_of
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a configuration says about size.
+    """What a configuration says about size."""
 
-    Attributes:
-        hidden, layers, heads, kv_heads, intermediate, vocabulary: of the language model.
-        tied: the LM head is the embedding.
-        vision_depth, vision_hidden, vision_intermediate: of the vision tower.
-        patch, temporal_patch, merge: pixels of a patch's side, frames merged into one, patches merged along a side.
-    """
-
+    # The language model.
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     intermediate: int
     vocabulary: int
-    tied: bool
+    tied: bool  # the LM head is the embedding
+    # The vision tower.
     vision_depth: int = 32
     vision_hidden: int = 1280
     vision_intermediate: int = 3420
-    patch: int = 14
-    temporal_patch: int = 2
-    merge: int = 2
+    patch: int = 14  # pixels of a patch's side
+    temporal_patch: int = 2  # frames merged into one
+    merge: int = 2  # patches merged along a side
 
     @property
     def kv_width(self) -> int:
@@ -92,9 +87,7 @@ PUBLISHED = {
 
 
 def read_architecture(name: str) -> Architecture:
-    """By a name of the table, or from the ``config.json`` of a folder or of a hub id (nothing else is fetched).
-
-    ``spotlight`` is the embedded tiny policy.
+    """By a name of `PUBLISHED`, or from the ``config.json`` of a folder, a hub id or ``spotlight``, the tiny policy.
 
     Raises:
         ValueError: another kind of model.
@@ -128,20 +121,13 @@ def read_architecture(name: str) -> Architecture:
 
 @dataclass(frozen=True)
 class VideoShape:
-    """A sampled video as the model sees it.
+    """A sampled video as the model sees it."""
 
-    Attributes:
-        frames: that the language model sees: ``temporal_patch`` sampled ones each.
-        height, width: of a frame after resizing, pixels.
-        patches: that the vision tower sees.
-        tokens: that the language model sees.
-    """
-
-    frames: int
-    height: int
+    frames: int  # that the language model sees: ``temporal_patch`` sampled ones each
+    height: int  # pixels of a frame after resizing
     width: int
-    patches: int
-    tokens: int
+    patches: int  # that the vision tower sees
+    tokens: int  # that the language model sees
 
     @property
     def tokens_per_frame(self) -> int:
@@ -161,13 +147,13 @@ def video_shape(
         raise ValueError(f"a video of {frames} frames of {width}x{height} pixels: the processor takes none such")
     a = architecture
     height, width = _resized(height, width, a.patch * a.merge, least_pixels, most_pixels)
-    seen = -(-frames // a.temporal_patch)
-    patches = seen * (height // a.patch) * (width // a.patch)
-    return VideoShape(seen, height, width, patches, patches // a.merge**2)
+    merged = -(-frames // a.temporal_patch)
+    patches = merged * (height // a.patch) * (width // a.patch)
+    return VideoShape(merged, height, width, patches, patches // a.merge**2)
 
 
 def _resized(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """Sides that are multiples of ``factor``, the area between ``least`` and ``most``, the proportions nearly kept."""
+    """Sides that are multiples of ``factor``, with an area from ``least`` to ``most`` and nearly the same ratio."""
     near = round(height / factor) * factor, round(width / factor) * factor
     if math.prod(near) > most:
         shrink = math.sqrt(height * width / most)

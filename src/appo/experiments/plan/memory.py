@@ -25,21 +25,14 @@ HEAD_ROWS = 4096
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of one number.
+    """Bytes of one number."""
 
-    Attributes:
-        weight, gradient, optimizer: of a trained parameter; ``optimizer`` is all states of AdamW together.
-        activation: what matrices multiply.
-        residual: the stream between layers.
-        cast: copies of the weights that autocast makes and keeps through a forward pass.
-    """
-
-    weight: int
+    weight: int  # of a trained parameter
     gradient: int
-    optimizer: int
-    activation: int
-    residual: int
-    cast: int
+    optimizer: int  # all states of AdamW together
+    activation: int  # what matrices multiply
+    residual: int  # the stream between layers
+    cast: int  # copies of the weights that autocast makes and keeps through a forward pass
 
 
 PRECISIONS = {
@@ -55,18 +48,12 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Kernels:
-    """What differs between machines.
+    """What differs between machines."""
 
-    Attributes:
-        packs_head: TRL's fused head projects only positions that emit a response token (it does with Triton).
-        head_tile: words of the vocabulary it projects at once.
-        head_floats: float32 copies of a tile of logits it holds (Triton: none).
-        attention: sdpa (keys and values of the responses are copied to every query head) or flash_attention_2.
-    """
-
-    packs_head: bool = True
-    head_tile: int = 32768
-    head_floats: int = 0
+    packs_head: bool = True  # TRL's fused head projects only positions that emit a response token (it does with Triton)
+    head_tile: int = 32768  # words of the vocabulary it projects at once
+    head_floats: int = 0  # float32 copies of a tile of logits it holds (Triton: none)
+    # sdpa (keys and values of the responses are copied to every query head) or flash_attention_2
     attention: str = "sdpa"
 
 
@@ -75,44 +62,25 @@ CPU = Kernels(packs_head=False, head_floats=7)
 
 @dataclass(frozen=True)
 class Run:
-    """What a step is made of, on one GPU.
-
-    Attributes:
-        architecture, video: the model, and the video of a prompt.
-        prompt_text_tokens: tokens of a prompt beside the video's.
-        num_generations: G, responses to a prompt.
-        max_completion_length: N, tokens of a response.
-        prompts_per_gpu: of one generation, on this GPU.
-        prompts_per_call: whose graphs are alive together (per_device_train_batch_size / num_generations).
-        rows_per_chunk: responses packed together; 0: all.
-        dtype: a name of `PRECISIONS`.
-        gradient_checkpointing: each layer keeps its input only.
-        optimizer: adamw, adamw_8bit or sgd.
-        sharding: ddp, zero2, zero3 or fsdp2.
-        gpus: that share the work.
-        lora_r: of adapters on the language model's matrices; 0: all of the language model is trained.
-        vllm: bytes of the GPU that a colocated vLLM holds; 0: transformers generates.
-        capture_layers: whose attention is read in the scoring pass; 0: none.
-        kernels: of this machine.
-    """
+    """What a step is made of, on one GPU."""
 
     architecture: Architecture
-    video: VideoShape
-    prompt_text_tokens: int = 100
-    num_generations: int = 8
-    max_completion_length: int = 384
-    prompts_per_gpu: int = 2
-    prompts_per_call: int = 1
-    rows_per_chunk: int = 0
-    dtype: str = "mixed"
-    gradient_checkpointing: bool = True
-    optimizer: str = "adamw"
-    sharding: str = "ddp"
-    gpus: int = 8
-    lora_r: int = 0
-    vllm: int = 0
-    capture_layers: int = 3
-    kernels: Kernels = Kernels()
+    video: VideoShape  # of a prompt
+    prompt_text_tokens: int = 100  # tokens of a prompt beside the video's
+    num_generations: int = 8  # G, responses to a prompt
+    max_completion_length: int = 384  # N, tokens of a response
+    prompts_per_gpu: int = 2  # of one generation, on this GPU
+    prompts_per_call: int = 1  # whose graphs are alive together (per_device_train_batch_size / num_generations)
+    rows_per_chunk: int = 0  # responses packed together; 0: all
+    dtype: str = "mixed"  # a name of `PRECISIONS`
+    gradient_checkpointing: bool = True  # each layer keeps its input only
+    optimizer: str = "adamw"  # adamw, adamw_8bit or sgd
+    sharding: str = "ddp"  # ddp, zero2, zero3 or fsdp2
+    gpus: int = 8  # that share the work
+    lora_r: int = 0  # of adapters on the language model's matrices; 0: all of the language model is trained
+    vllm: int = 0  # bytes of the GPU that a colocated vLLM holds; 0: transformers generates
+    capture_layers: int = 3  # whose attention is read in the scoring pass; 0: none
+    kernels: Kernels = Kernels()  # of this machine
 
     @cached_property
     def numbers(self) -> Precision:
@@ -184,20 +152,17 @@ class Run:
     @property
     def trained(self) -> int:
         """Parameters that are trained."""
-        return self.architecture.lora_parameters(self.lora_r) if self.lora_r else self._language
-
-    @property
-    def _language(self) -> int:
-        return self.architecture.language_parameters
+        a = self.architecture
+        return a.lora_parameters(self.lora_r) if self.lora_r else a.language_parameters
 
     @property
     def parameters(self) -> int:
-        """All of them, adapters included."""
+        """All parameters, adapters included."""
         adapters = self.trained if self.lora_r else 0
-        return self._language + self.architecture.vision_parameters + adapters
+        return self.architecture.language_parameters + self.architecture.vision_parameters + adapters
 
 
-# --- what is there all the time --------------------------------------------------------------------------------------
+# --- in every phase --------------------------------------------------------------------------------------------------
 
 
 def weights_bytes(run: Run) -> int:
@@ -239,7 +204,7 @@ def optimizer_bytes(run: Run) -> int:
 
 
 def gathered_bytes(run: Run) -> int:
-    """What sharding puts together for the layers at work: weights of two layers and the embeddings, one's gradients."""
+    """What sharding gathers: weights of two layers and of the embeddings, gradients of one layer."""
     a = run.architecture
     if run.sharding == "ddp" or run.gpus == 1:
         return 0
@@ -284,10 +249,9 @@ def _lora_saved(run: Run) -> int:
     """Inputs of the adapters' two matrices, float32 as PEFT keeps adapters, less those that frozen matrices let go."""
     if not run.lora_r:
         return 0
-    T, e = run.tokens_at_once, run.numbers.activation
-    return sum(T * (FP32 * inputs + FP32 * run.lora_r) for inputs, _ in run.architecture.linears) - T * e * (
-        2 * run.architecture.hidden + run.architecture.hidden + run.architecture.intermediate
-    )
+    a, T, e = run.architecture, run.tokens_at_once, run.numbers.activation
+    adapters = sum(T * FP32 * (inputs + run.lora_r) for inputs, _ in a.linears)
+    return adapters - T * e * (3 * a.hidden + a.intermediate)
 
 
 def layer_backward_bytes(run: Run) -> int:

@@ -1,4 +1,4 @@
-"""The three phases of a step, generate, score and update: what is in memory when each is at its peak.
+"""The three phases of a step, generate, score and update: what is in memory at the peak of each.
 
 Letters as in `appo.experiments.plan.memory`.
 """
@@ -39,7 +39,7 @@ class Phase:
 
 
 def phases(run: Run) -> list[Phase]:
-    """Generate, score and update, each with what is there in all of them."""
+    """Generate, score and update, each with what all of them hold."""
     always = {
         "weights": weights_bytes(run),
         "optimiser": optimizer_bytes(run),
@@ -47,14 +47,12 @@ def phases(run: Run) -> list[Phase]:
         "video features": features_bytes(run),
         "vLLM": run.vllm,
     }
-    found = {"generate": generate_parts(run), "score": score_parts(run), "update": update_parts(run)}
-    return [
-        Phase(name, {part: size for part, size in (always | parts).items() if size}) for name, parts in found.items()
-    ]
+    own = {"generate": generate_parts(run), "score": score_parts(run), "update": update_parts(run)}
+    return [Phase(name, {part: size for part, size in (always | parts).items() if size}) for name, parts in own.items()]
 
 
 def features_bytes(run: Run) -> int:
-    """What the frozen vision tower made of the videos of one generation: kept in the place of their pixels."""
+    """The frozen vision tower's features of the videos of one generation, which replace their pixels."""
     return run.prompts_per_gpu * run.video.tokens * run.architecture.hidden * run.numbers.activation
 
 
@@ -181,10 +179,10 @@ def _waiting(run: Run) -> int:
 
 def _in_forward(run: Run) -> Parts:
     """The end of a checkpointed forward pass; without checkpointing, the head's backward pass holds more."""
-    kept = {"kept for backward": kept_bytes(run)}
+    kept = _before(run) | {"kept for backward": kept_bytes(run)}
     if run.gradient_checkpointing:
         kept |= {"autocast copies": _autocast_bytes(run), "a layer's forward": layer_forward_bytes(run)}
-    return _before(run) | kept
+    return kept
 
 
 def _in_head(run: Run) -> Parts:
@@ -202,30 +200,25 @@ def _in_head(run: Run) -> Parts:
 
 
 def _in_last_layer(run: Run) -> Parts:
-    layer = _recomputed(run) + layer_backward_bytes(run)
-    return (
-        _before(run)
-        | {"kept for backward": kept_bytes(run), "a layer's backward": layer}
-        | {"gradient of the LM head": _head_gradient(run)}
-    )
+    return _before(run) | {
+        "kept for backward": kept_bytes(run),
+        "a layer's backward": _recomputed(run) + layer_backward_bytes(run),
+        "gradient of the LM head": _head_gradient(run),
+    }
 
 
 def _in_first_layer(run: Run) -> Parts:
-    waiting = _head_gradient(run) if run.accumulates and run.architecture.tied else 0
-    kept = run.calls * (_stream(run) if run.gradient_checkpointing else _layer(run))
-    layer = _recomputed(run) + layer_backward_bytes(run)
-    missing = 0 if run.accumulates else gradients_bytes(run) // run.architecture.layers
+    a = run.architecture
+    missing = 0 if run.accumulates else gradients_bytes(run) // a.layers
     if run.lora_r == 0:  # the layer's own, and those of an embedding that is not the head
-        own = run.architecture.layer_parameters + (
-            0 if run.architecture.tied else run.architecture.embedding_parameters // 2
-        )
+        own = a.layer_parameters + (0 if a.tied else a.embedding_parameters // 2)
         missing = missing and gradients_bytes(run) * own // run.trained
     return {
         "gradients": gradients_bytes(run) - missing,
         "gradients of other passes": _waiting(run) if run.accumulates else 0,
-        "kept for backward": kept,
-        "a layer's backward": layer,
-        "gradient of the LM head": waiting,
+        "kept for backward": run.calls * (_stream(run) if run.gradient_checkpointing else _layer(run)),
+        "a layer's backward": _recomputed(run) + layer_backward_bytes(run),
+        "gradient of the LM head": _head_gradient(run) if run.accumulates and a.tied else 0,
     }
 
 

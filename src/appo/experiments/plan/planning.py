@@ -1,4 +1,4 @@
-"""`appo plan`: whether a run fits its GPUs, and what to change where it does not. Every effect is a plan made anew."""
+"""`appo plan`: whether a run fits its GPUs, and what to change if not. Each change is planned anew."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change that lowers the peak: what to set, what it costs, and the run with it."""
+    """A change that lowers the peak: what to set, its cost, and the run with it."""
 
     setting: str
     cost: str
@@ -96,11 +96,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_of(flags: argparse.Namespace) -> Plan:
-    """The plan that flags, a configuration and the paper's values, in this order, ask for.
+    """The plan of flags over a training YAML over the paper's values.
 
     Raises:
-        ValueError: an impossible setting, named.
-        OSError: a file that cannot be read.
+        ValueError, OSError: an impossible setting, or a file that cannot be read; it is named.
     """
     given = {name: value for name, value in vars(flags).items() if value is not None}
     given = (settings_of(flags.config) if flags.config else {}) | given
@@ -188,7 +187,7 @@ def _sides(text: str) -> tuple[int, int]:
 
 
 def remedies(run: Run) -> Iterator[Remedy]:
-    """Changes that might lower the peak, the cheapest first; what is in force already is left out."""
+    """Changes that might lower the peak, the cheapest first, without those that are already made."""
 
     def changed(setting: str, cost: str, **settings: Any) -> Remedy:
         return Remedy(setting, cost, replace(run, **settings))
@@ -229,7 +228,7 @@ def remedies(run: Run) -> Iterator[Remedy]:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one remedy saves alone, and the peak once it joins those before it that helped."""
+    """What one remedy saves alone, and the peak together with those before it that helped (0: not needed)."""
 
     remedy: Remedy
     saved: int
@@ -237,32 +236,32 @@ class Effect:
 
 
 def effects(plan: Plan) -> list[Effect]:
-    """Each remedy that helps, by a plan made anew, alone and on top of those before, until the run fits."""
+    """Each remedy that helps, planned alone and together with those before it, until the run fits."""
     found: list[Effect] = []
-    taken: list[str] = []
     current = plan
     for remedy in remedies(plan.run):
         saved = plan.peak - replace(plan, run=remedy.run).peak
         if saved <= 0:
             continue
+        together = 0
         if not current.fits:
             again = next((r for r in remedies(current.run) if r.setting == remedy.setting), None)
             if again is not None and replace(plan, run=again.run).peak < current.peak:
                 current = replace(plan, run=again.run)
-                taken.append(remedy.setting)
-        found.append(Effect(remedy, saved, current.peak if remedy.setting in taken else 0))
+                together = current.peak
+        found.append(Effect(remedy, saved, together))
     return found
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
 
 
-def shown(plan: Plan) -> str:
-    """The plan as `appo plan` prints it."""
-    return "\n".join([*_tokens_shown(plan.run), "", *_bytes_shown(plan), "", *_verdict(plan)])
+def render(plan: Plan) -> str:
+    """The text that `appo plan` prints."""
+    return "\n".join([*_token_lines(plan.run), "", *_byte_lines(plan), "", *_verdict_lines(plan)])
 
 
-def _tokens_shown(run: Run) -> list[str]:
+def _token_lines(run: Run) -> list[str]:
     a, v, kind = run.architecture, run.video, "LoRA" if run.lora_r else "full"
     fewer = run.rows_tokens / run.packed_tokens
     pixels = run.video.patches * a.patch_values * FP32
@@ -278,7 +277,7 @@ def _tokens_shown(run: Run) -> list[str]:
     ]
 
 
-def _bytes_shown(plan: Plan) -> list[str]:
+def _byte_lines(plan: Plan) -> list[str]:
     all_phases = plan.phases
     names = list(dict.fromkeys(name for phase in all_phases for name in phase.parts))
     width = max(map(len, names)) + 2
@@ -289,7 +288,7 @@ def _bytes_shown(plan: Plan) -> list[str]:
     return [*lines, f"{'total':<{width}}" + "".join(f"{phase.total / GB:10.2f}" for phase in all_phases)]
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _verdict_lines(plan: Plan) -> list[str]:
     allowed = f"{plan.limit / GB:.1f} of {plan.gpu_bytes / GB:.0f} GB ({RESERVED:.0%} left to CUDA and fragmentation)"
     if plan.fits:
         return [f"fits: the peak is {_gb(plan.peak)}, allowed {allowed}"]

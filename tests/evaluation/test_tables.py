@@ -1,4 +1,4 @@
-"""scoreboard: one table for the terminal, the log and the paper; progress with a rate and the time left."""
+"""tables: one table for the terminal, the log and the paper; progress with a rate and the time left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from appo.evaluation.scoreboard import Progressing, Sheet, duration
+from appo.evaluation.tables import Sheet, answer_progress, duration
 
 SHEET = Sheet("m on d", ["figure", "n", "strict"], [["a|b", "7", "57.1"], ["[bold]", "0", "-"]], ["100 % of [red] 7"])
 
@@ -31,9 +31,9 @@ def test_a_log_gets_markdown_of_any_width_and_a_terminal_a_table():
 def test_progress_tells_the_rate_and_the_time_left_of_this_run():
     times = iter([0.0, 10.0, 20.0, 30.0])
     console = Console(file=io.StringIO(), width=100)
-    with Progressing(console, 100, 40, clock=lambda: next(times)) as progress:
+    with answer_progress(console, 100, 40, clock=lambda: next(times)) as update:
         for done in (60, 61, 100):
-            progress.update(done)
+            update(done)
     assert console.file.getvalue().splitlines() == [
         "answered 60 of 100: 2.00 questions/s, 20 s left",
         "answered 100 of 100: 2.00 questions/s, 0 s left",

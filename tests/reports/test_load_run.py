@@ -11,8 +11,7 @@ import pytest
 
 from appo.reports.jsonl import RecordError
 from appo.reports.page import page_data, write_page
-from appo.reports.run_folder import RunFolder
-from appo.reports.seen_run import see_run
+from appo.reports.run_folder import RunFolder, load_run
 from tests.reports import page_cases
 
 
@@ -22,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_whole_run_has_nothing_to_note(folder: Path) -> None:
-    run = see_run(folder)
+    run = load_run(folder)
     assert (run.name, run.notes, len(run.groups), len(run.metrics)) == ("run", [], 3, 2)
     assert run.groups == list(RunFolder.open(folder).read_rollouts())
     assert set(run.films) == {group.film for group in run.groups}
@@ -67,7 +66,7 @@ def test_a_damaged_folder_gives_a_page_that_says_so(
     folder: Path, damage: Callable[[Path], object], says: str, groups: int
 ) -> None:
     damage(folder)
-    run = see_run(folder)
+    run = load_run(folder)
     assert any(says in note for note in run.notes), run.notes
     data = json.loads(write_page(folder / "spotlight.html", [run]).with_suffix(".json").read_text())
     assert len(data["groups"]) == groups
@@ -80,7 +79,7 @@ def test_rollouts_cut_anywhere_give_a_page(folder: Path) -> None:
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(0, len(whole), 997):
         file.write_bytes(whole[:size])
-        assert len(page_data([see_run(folder)])["groups"]) == sum(end - 1 <= size for end in ends)
+        assert len(page_data([load_run(folder)])["groups"]) == sum(end - 1 <= size for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_rollouts_cut_anywhere_give_a_page(folder: Path) -> None:
 def test_records_that_contradict_themselves_are_shown_as_far_as_they_go(folder: Path, change: dict) -> None:
     line = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
     (folder / "rollouts.jsonl").write_text(json.dumps({**line, **change}) + "\n")
-    data = page_data([see_run(folder)])
+    data = page_data([load_run(folder)])
     (group,) = data["groups"]
     frames = len(group["times"])
     assert all(0 <= frame < frames for frame in [*group["crucial"], *group["event"]])
@@ -115,7 +114,7 @@ def test_records_that_contradict_themselves_are_shown_as_far_as_they_go(folder: 
 def test_a_picture_that_is_none_is_left_out(folder: Path) -> None:
     for file in (folder / "frames").iterdir():
         file.write_bytes(b"<svg onload=alert(1)>")
-    data = page_data([see_run(folder)])
+    data = page_data([load_run(folder)])
     assert data["films"] == {}
     assert [group["film"] for group in data["groups"]] == [None] * 3
 
@@ -126,7 +125,7 @@ def test_of_many_groups_the_films_and_an_even_choice_are_shown(tmp_path: Path) -
     run = RunFolder.create(tmp_path / "run", {})
     for one in [*others[:25], *filmed, *others[25:]]:
         run.append_rollout(one)
-    seen = see_run(run.path, 15)
+    seen = load_run(run.path, 15)
     assert [one.step for one in seen.groups if one.id == "film"] == [1000, 1001, 1002, 1003, 1004]
     assert [one.step for one in seen.groups if one.id != "film"] == list(range(0, 50, 5))
     assert any("15 of 55 recorded groups are shown" in note for note in seen.notes)
@@ -134,13 +133,13 @@ def test_of_many_groups_the_films_and_an_even_choice_are_shown(tmp_path: Path) -
 
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no such folder; give the folder that a run wrote"):
-        see_run(tmp_path / "none")
+        load_run(tmp_path / "none")
     with pytest.raises(RecordError, match=r"no run folder \(config\.json is missing; metrics\.jsonl is missing; "):
-        see_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_a_picture_is_kept_once_and_no_picture_has_no_name(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", {})
-    names = {run.keep_film(b"picture"), run.keep_film(b"picture"), run.keep_film(b"other")}
+    names = {run.save_film(b"picture"), run.save_film(b"picture"), run.save_film(b"other")}
     assert len(names) == len(list(run.frames.iterdir())) == 2
-    assert run.keep_film(b"") == ""
+    assert run.save_film(b"") == ""

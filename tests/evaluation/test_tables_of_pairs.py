@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from appo.cli.main import main
-from appo.evaluation.paired import compare
 from appo.evaluation.predictions import EvaluationFolder, Reply, batches
+from appo.evaluation.tables import compare
 from appo.reports.jsonl import RecordError
 from appo.types import VideoQA, VideoSource
 from tests.support.eval_runs import tagged
