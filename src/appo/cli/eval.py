@@ -19,7 +19,7 @@ EXAMPLE = (
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `appo eval`; those left out are left to :class:`appo.evaluation.evaluate.EvalSettings`."""
+    """The flags of `appo eval`; those left out are left to :class:`appo.evaluation.run.EvalSettings`."""
     flags = parser.add_argument
     flags("--model", help="Hugging Face folder or hub id (adapters are merged), or spotlight: the tiny policy")
     flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")
@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate or compare; returns the exit code. Raises what :func:`appo.evaluation.evaluate.evaluate` does."""
+    """Evaluate or compare; returns the exit code. Raises what :func:`appo.evaluation.run.evaluate` does."""
     from rich.console import Console
 
     given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.model:
         raise ValueError("give a model: appo eval --model spotlight")
     checkpoint_of(arguments.model)  # a path that leads nowhere is said before libraries are loaded
-    from appo.evaluation.evaluate import EvalSettings, evaluate
+    from appo.evaluation.run import EvalSettings, evaluate
 
     given.setdefault("output", Path("runs") / f"eval-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     console = Console()

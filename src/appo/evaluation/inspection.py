@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from appo.evaluation.evaluate import LONGEST_RESPONSE, frame_sampling
+from appo.evaluation.run import LONGEST_RESPONSE, frame_sampling
 from appo.models.loading import load_model, usual_dtype
 from appo.models.log_probs import score_group
 from appo.models.names import SPOTLIGHT, checkpoint_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appo.evaluation.evaluate import EvalSettings, frame_sampling, held_out_clips, questions_of
 from appo.evaluation.predictions import CLIPS
+from appo.evaluation.run import EvalSettings, frame_sampling, held_out_clips, questions_of
 from appo.experiments.figures import require_matplotlib
 from appo.experiments.study.words import DESCRIPTION_VERSION, REASONING_VERSION
 from appo.models.loading import fingerprint, usual_dtype

@@ -185,7 +185,7 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(tmp_path, reader,
     script(monkeypatch, [tagged("B"), "The answer is B."])
     assert evaluate(tmp_path / "e", *arguments) == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()}
-    monkeypatch.setattr(importlib.import_module("appo.evaluation.evaluate"), "load_model", None)
+    monkeypatch.setattr(importlib.import_module("appo.evaluation.run"), "load_model", None)
     assert evaluate(tmp_path / "e", *arguments) == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "e").iterdir()} == before
     monkeypatch.setattr(tables, "PARSER_VERSION", 99)

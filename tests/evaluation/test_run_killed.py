@@ -42,7 +42,7 @@ def processes() -> Any:
     """Fresh processes that have imported appo already: they are forked from one that has done nothing else."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["appo.evaluation.evaluate"])
+    context.set_forkserver_preload(["appo.evaluation.run"])
     return context
 
 
