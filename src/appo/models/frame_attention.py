@@ -34,16 +34,13 @@ class FrameCapture:
     """What to capture, and what has been captured so far. Pass it to the model's forward as ``frame_capture``.
 
     Attributes:
-        query_BN: int64 (B, N), input position that emits each response token (any valid position where padded).
-        pool_BLF: float32 (B, L, F), averages over the tokens of a frame (see `frame_pool`).
-        layers: indices of the decoder layers to average.
         query_chunk: queries whose attention is held at once; None: as many as :data:`CAPTURE_BUDGET` allows.
         captured: layer index -> float32 (B, N, F), filled during the forward pass.
     """
 
-    query_BN: Tensor
-    pool_BLF: Tensor
-    layers: frozenset[int]
+    query_BN: Tensor  # int64 (B, N), input position that emits each response token (any valid position where padded)
+    pool_BLF: Tensor  # float32 (B, L, F), averages over the tokens of a frame (see `frame_pool`)
+    layers: frozenset[int]  # indices of the decoder layers to average
     query_chunk: int | None = None
     captured: dict[int, Tensor] = field(default_factory=dict)
 
@@ -68,16 +65,13 @@ class PrefixLayout:
     """Where the parts of a packed group lie: [shared prefix | segment 1 | .. | segment G]. A forward argument too.
 
     Attributes:
-        prefix: S, positions every segment sees.
-        index_GN: int64 (G, N), packed position of each segment's tokens (any valid position where padded).
-        mask_GN: bool (G, N), True on real segment tokens.
         layers: decoder layers that have attended by this layout. An attention function that does not know it would
             ignore it and let responses see each other, so check after the forward pass (:meth:`assert_kept`).
     """
 
-    prefix: int
-    index_GN: Tensor
-    mask_GN: Tensor
+    prefix: int  # S, positions every segment sees
+    index_GN: Tensor  # int64 (G, N), packed position of each segment's tokens (any valid position where padded)
+    mask_GN: Tensor  # bool (G, N), True on real segment tokens
     layers: set[int] = field(default_factory=set)
 
     def assert_kept(self) -> None:

@@ -26,16 +26,11 @@ class PackedGroup:
 
     Each segment begins with the prompt's last token and leaves out its response's last one, so every position of a
     segment emits exactly one response token, and a group costs S + (all response tokens) positions.
-
-    Attributes:
-        inputs: for the model's forward, the layout among them; vision tensors once.
-        layout: where the segments lie.
-        labels_1T: int64 (1, T), the token each position emits, -100 in the prefix.
     """
 
-    inputs: dict[str, Any]
-    layout: PrefixLayout
-    labels_1T: Tensor
+    inputs: dict[str, Any]  # for the model's forward, the layout among them; vision tensors once
+    layout: PrefixLayout  # where the segments lie
+    labels_1T: Tensor  # int64 (1, T), the token each position emits, -100 in the prefix
 
 
 def pack_group(model: Any, prompt: Prompt, responses: Sequence[Tensor]) -> PackedGroup:

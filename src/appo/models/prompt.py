@@ -47,26 +47,22 @@ class Prompt:
     """One conversation as a model reads it. A group shares it: it exists once, however many responses there are.
 
     Attributes:
-        ids_1P: int64 (1, P), placeholders expanded.
         types_1P: int64 (1, P), modality of each token (0 text, 1 image, 2 video); None where the processor has none.
         pixel_values: of all images, as the processor returns them: for the Qwen families (patches, values of a patch).
         pixel_values_videos: of all videos. None of either: there are none, or features are in their place.
         image_grid_thw: int64 (images, 3), patches in time, height and width; None where a processor has no grid.
-        video_grid_thw: int64 (videos, 3), the same.
         second_per_grid_ts: float32 (videos,), seconds between two frames as the language model sees them.
-        image_features: the vision tower's output for the images.
-        video_features: the same for the videos.
     """
 
-    ids_1P: Tensor
+    ids_1P: Tensor  # int64 (1, P), placeholders expanded
     types_1P: Tensor | None = None
     pixel_values: Tensor | None = None
     pixel_values_videos: Tensor | None = None
     image_grid_thw: Tensor | None = None
-    video_grid_thw: Tensor | None = None
+    video_grid_thw: Tensor | None = None  # int64 (videos, 3), the same
     second_per_grid_ts: Tensor | None = None
-    image_features: Features | None = None
-    video_features: Features | None = None
+    image_features: Features | None = None  # the vision tower's output for the images
+    video_features: Features | None = None  # the same for the videos
 
     @classmethod
     def of(cls, prompt: Prompt | Mapping[str, Any]) -> Prompt:

@@ -20,15 +20,10 @@ EQUAL = 1e-6  # rewards that differ by less are equal
 
 @dataclass(frozen=True)
 class TotalReward:
-    """How TRL makes one number of a response's rewards, NaN where a function abstained.
+    """How TRL makes one number of a response's rewards, NaN where a function abstained."""
 
-    Attributes:
-        weights_R: float (R,), ``reward_weights``.
-        aggregation: TRL's ``multi_objective_aggregation``.
-    """
-
-    weights_R: Tensor
-    aggregation: str = "sum_then_normalize"
+    weights_R: Tensor  # float (R,), ``reward_weights``
+    aggregation: str = "sum_then_normalize"  # TRL's ``multi_objective_aggregation``
 
     def __call__(self, rewards_GR: Tensor) -> Tensor:
         """float (G,): the totals of a group that its advantages are made of; NaN where every function abstained."""

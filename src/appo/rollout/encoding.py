@@ -32,21 +32,15 @@ class PromptEncoder:
     """Encodes the prompts of one rollout after another.
 
     Attributes:
-        processor: the model's processor.
-        videos: sampled videos of this rollout.
-        device: where the model is.
-        autocast: the precision the model runs in.
-        watch: measures the part ``vision``.
-        template_kwargs: for the chat template.
         features: vision features of this rollout, by what they show: files and clips, and the digest of pictures.
     """
 
-    processor: Any
-    videos: VideoCache
-    device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    watch: Stopwatch
-    template_kwargs: dict[str, Any]
+    processor: Any  # the model's processor
+    videos: VideoCache  # sampled videos of this rollout
+    device: torch.device  # where the model is
+    autocast: Callable[[], AbstractContextManager[Any]]  # the precision the model runs in
+    watch: Stopwatch  # measures the part ``vision``
+    template_kwargs: dict[str, Any]  # for the chat template
     features: dict[Hashable, Known] = field(default_factory=dict)
 
     def read(self, base: Any, messages: Messages) -> Prompt:

@@ -67,27 +67,19 @@ class RolloutSettings:
     """What a rollout is to be like.
 
     Attributes:
-        weighted: make token weights (method ``appo``).
         old_log_probs: a rollout serves several updates, or vLLM samples: score groups without frames as well, for
             the log-probabilities of the policy that has sampled.
-        attention_layers: last decoder layers whose frame attention is averaged.
-        temperature: of the sampling.
-        shared_prefix: score a group packed behind one prompt.
-        rows_per_chunk: responses of one scoring pass; 0: all.
-        max_resampling_rounds: of dynamic sampling; 0: none.
-        reward: how rewards become the one number that dynamic sampling compares.
-        first_round_reward: the same for the logged mean of the first round.
     """
 
-    weighted: bool
+    weighted: bool  # make token weights (method ``appo``)
     old_log_probs: bool
-    attention_layers: int
-    temperature: float
-    shared_prefix: bool
-    rows_per_chunk: int
-    max_resampling_rounds: int
-    reward: TotalReward
-    first_round_reward: TotalReward
+    attention_layers: int  # last decoder layers whose frame attention is averaged
+    temperature: float  # of the sampling
+    shared_prefix: bool  # score a group packed behind one prompt
+    rows_per_chunk: int  # responses of one scoring pass; 0: all
+    max_resampling_rounds: int  # of dynamic sampling; 0: none
+    reward: TotalReward  # how rewards become the one number that dynamic sampling compares
+    first_round_reward: TotalReward  # the same for the logged mean of the first round
 
 
 @dataclass
@@ -95,26 +87,19 @@ class RolloutPipeline:
     """Rows -> groups that are ready for the loss.
 
     Attributes:
-        policy: what is trained.
-        engine: what the trainer's library does.
-        encoder: conversations -> encoded prompts.
-        weigher: method steps 2-8.
-        settings: of the rollout.
         fresh_rows: ``(count, with_vision)`` draws rows for dynamic sampling; none once the run is to stop.
         log: ``(name, total, count)`` logs a mean over all processes; nothing if all counts are 0.
-        autocast: the precision the model runs in.
-        watch: measures the stages.
     """
 
-    policy: Policy
-    engine: Engine
-    encoder: PromptEncoder
-    weigher: Weigher
-    settings: RolloutSettings
+    policy: Policy  # what is trained
+    engine: Engine  # what the trainer's library does
+    encoder: PromptEncoder  # conversations -> encoded prompts
+    weigher: Weigher  # method steps 2-8
+    settings: RolloutSettings  # of the rollout
     fresh_rows: Callable[[int, bool], list[Row]]
     log: Callable[[str, float, float], None]
-    autocast: Callable[[], AbstractContextManager[Any]]
-    watch: Stopwatch
+    autocast: Callable[[], AbstractContextManager[Any]]  # the precision the model runs in
+    watch: Stopwatch  # measures the stages
 
     def __call__(self, rows: Sequence[Row], responses: int, *, vision: bool, train: bool) -> list[Group]:
         """One rollout.

@@ -64,21 +64,13 @@ def with_base(weights: PerceptionWeights, mask_GN: Tensor, base_weight: float) -
 
 @dataclass
 class Weigher:
-    """The weights of a rollout's groups, with what relative attention remembers of the rollouts before.
+    """The weights of a rollout's groups, with what relative attention remembers of the rollouts before."""
 
-    Attributes:
-        settings: of :func:`weigh`, but for the temperature.
-        accuracy_column: which of a sample's rewards splits winners from losers.
-        temperature: the sampling temperature.
-        frame_attention: ``raw``, or ``relative`` to the frame's usual share.
-        shares: the usual shares.
-    """
-
-    settings: Mapping[str, Any]
-    accuracy_column: int = 0
-    temperature: float = 1.0
-    frame_attention: str = "raw"
-    shares: FrameShares = field(default_factory=FrameShares)
+    settings: Mapping[str, Any]  # of :func:`weigh`, but for the temperature
+    accuracy_column: int = 0  # which of a sample's rewards splits winners from losers
+    temperature: float = 1.0  # the sampling temperature
+    frame_attention: str = "raw"  # ``raw``, or ``relative`` to the frame's usual share
+    shares: FrameShares = field(default_factory=FrameShares)  # the usual shares
 
     def remember(self, groups_Q: Sequence[Group], over_processes: Callable[[Sums], list[Sums]]) -> None:
         """Take a rollout's attention in, before any of its groups is weighed. All processes must call it.

@@ -36,19 +36,12 @@ class _NoneLeftError(Exception):
 
 @dataclass(frozen=True)
 class VideoFault:
-    """A row that could not be shown.
+    """A row that could not be shown."""
 
-    Attributes:
-        step: optimiser steps done before.
-        file: its video or picture; empty: its text cannot be used.
-        id: of the row; empty if it has none.
-        reason: one line.
-    """
-
-    step: int
-    file: str
-    id: str
-    reason: str
+    step: int  # optimiser steps done before
+    file: str  # its video or picture; empty: its text cannot be used
+    id: str  # of the row; empty if it has none
+    reason: str  # one line
 
 
 class Reader(Protocol):

@@ -27,29 +27,17 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says of a model.
+    """What a card says of a model."""
 
-    Attributes:
-        name: of the model.
-        checkpoint: hub id or folder, from which it is loaded.
-        method: by which it was trained; one of `appo.training.config.METHODS`.
-        fps: frames sampled a second while it was trained.
-        base: hub id of the model that was trained; None if it has none.
-        dataset: hub id of the data; None if it is not known.
-        is_adapter: whether these are PEFT's weights, on top of the base.
-        tags: for the Hub.
-        pages: (name, address) of pages on which the run was followed.
-    """
-
-    name: str
-    checkpoint: str
-    method: str
-    fps: float = 2.0
-    base: str | None = None
-    dataset: str | None = None
-    is_adapter: bool = False
-    tags: Sequence[str] = ()
-    pages: Sequence[tuple[str, str]] = ()
+    name: str  # of the model
+    checkpoint: str  # hub id or folder, from which it is loaded
+    method: str  # by which it was trained; one of `appo.training.config.METHODS`.
+    fps: float = 2.0  # frames sampled a second while it was trained
+    base: str | None = None  # hub id of the model that was trained; None if it has none
+    dataset: str | None = None  # hub id of the data; None if it is not known
+    is_adapter: bool = False  # whether these are PEFT's weights, on top of the base
+    tags: Sequence[str] = ()  # for the Hub
+    pages: Sequence[tuple[str, str]] = ()  # (name, address) of pages on which the run was followed
 
 
 def card_text(facts: CardFacts) -> str:

@@ -30,25 +30,15 @@ from appo.training.trainer_state import as_saved
 
 @dataclass(frozen=True)
 class Replay:
-    """A step that was stopped.
+    """A step that was stopped."""
 
-    Attributes:
-        folder: where it lies.
-        step: optimiser steps done before.
-        problem: what was not finite, and in which processes.
-        settings: all settings of training.
-        dtype: of the weights.
-        accumulation: micro-batches in a whole step; those behind the one that was stopped at are not there.
-        batches: micro-batches of one process.
-    """
-
-    folder: Path
-    step: int
-    problem: str
-    settings: dict[str, Any]
-    dtype: str
-    accumulation: int
-    batches: list[dict[str, Any]]
+    folder: Path  # where it lies
+    step: int  # optimiser steps done before
+    problem: str  # what was not finite, and in which processes
+    settings: dict[str, Any]  # all settings of training
+    dtype: str  # of the weights
+    accumulation: int  # micro-batches in a whole step; those behind the one that was stopped at are not there
+    batches: list[dict[str, Any]]  # micro-batches of one process
 
 
 def read_replay(run: Path, rank: int = 0) -> Replay:
@@ -101,17 +91,14 @@ class GroupFigures:
     """One group of a micro-batch.
 
     Attributes:
-        tokens: of all its responses.
-        largest_advantage: weighted, without its sign, of those that are finite.
         bad: how many of its response tokens have a number that is not finite, by what is not: ``advantage`` (weighted),
             ``old log-prob``, ``log-prob``.
-        first: the first such number: what, in which response, at which token.
     """
 
-    tokens: int
-    largest_advantage: float
+    tokens: int  # of all its responses
+    largest_advantage: float  # weighted, without its sign, of those that are finite
     bad: dict[str, int]
-    first: tuple[str, int, int] | None
+    first: tuple[str, int, int] | None  # the first such number: what, in which response, at which token
 
 
 @dataclass
@@ -126,21 +113,13 @@ class MicroBatch:
 
 @dataclass
 class Findings:
-    """What a replay found.
+    """What a replay found."""
 
-    Attributes:
-        replay: what was replayed.
-        weights: names of parameters that are not finite before the step.
-        micro_batches: in order.
-        gradient_norm: of this process's batch.
-        gradients: names of parameters whose gradient is not finite.
-    """
-
-    replay: Replay
-    weights: list[str]
-    micro_batches: list[MicroBatch] = field(default_factory=list)
-    gradient_norm: float = 0.0
-    gradients: list[str] = field(default_factory=list)
+    replay: Replay  # what was replayed
+    weights: list[str]  # names of parameters that are not finite before the step
+    micro_batches: list[MicroBatch] = field(default_factory=list)  # in order
+    gradient_norm: float = 0.0  # of this process's batch
+    gradients: list[str] = field(default_factory=list)  # names of parameters whose gradient is not finite
 
     @property
     def reproduced(self) -> bool:

@@ -29,21 +29,13 @@ _HORIZON = frozenset({"max_steps", "num_train_epochs"})
 
 @dataclass(frozen=True)
 class Found:
-    """A run's folder before anything is written into it.
+    """A run's folder before anything is written into it."""
 
-    Attributes:
-        folder: of the run.
-        is_new: the run has not been begun.
-        existed: the folder itself is there.
-        checkpoint: that a begun run goes on from; None: from the beginning.
-        notes: what to tell the user.
-    """
-
-    folder: RunFolder
-    is_new: bool
-    existed: bool = True
-    checkpoint: Path | None = None
-    notes: tuple[str, ...] = ()
+    folder: RunFolder  # of the run
+    is_new: bool  # the run has not been begun
+    existed: bool = True  # the folder itself is there
+    checkpoint: Path | None = None  # that a begun run goes on from; None: from the beginning
+    notes: tuple[str, ...] = ()  # what to tell the user
 
 
 def find_run(config: APPOConfig, settings: Mapping[str, Any]) -> Found:

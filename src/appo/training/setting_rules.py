@@ -30,23 +30,14 @@ def setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A range of numbers.
+    """A range of numbers."""
 
-    Attributes:
-        least: smallest one.
-        most: largest one.
-        whole: whole numbers only.
-        open: `least` itself is excluded.
-        note: what `least` or `most` is about, for messages.
-        also: one number beside the range.
-    """
-
-    least: float
-    most: float = math.inf
-    whole: bool = False
-    open: bool = False
-    note: str = ""
-    also: int | None = None
+    least: float  # smallest one
+    most: float = math.inf  # largest one
+    whole: bool = False  # whole numbers only
+    open: bool = False  # `least` itself is excluded
+    note: str = ""  # what `least` or `most` is about, for messages
+    also: int | None = None  # one number beside the range
 
     def problem(self, value: Any) -> str:
         """Why the value is none of them, or ""."""

@@ -107,17 +107,11 @@ def _gap(tokenizer: Any) -> str:
 
 @dataclass
 class CompletionCollator:
-    """Rows with completions -> model inputs: the prompt as in reinforcement learning, labels on the completion alone.
+    """Rows with completions -> model inputs: the prompt as in reinforcement learning, labels on the completion alone."""
 
-    Attributes:
-        encoder: encodes prompts; every video is decoded once a batch.
-        base: the Hugging Face model, for its positions in time.
-        tokenizer: of the model; its end-of-sequence token closes each completion.
-    """
-
-    encoder: PromptEncoder
-    base: Any
-    tokenizer: Any
+    encoder: PromptEncoder  # encodes prompts; every video is decoded once a batch
+    base: Any  # the Hugging Face model, for its positions in time
+    tokenizer: Any  # of the model; its end-of-sequence token closes each completion
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels`` and ``mm_token_type_ids``, (B, L) each, and vision tensors."""

@@ -31,19 +31,12 @@ RATIOS = "sampling/importance_sampling_ratio"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a batch as TRL's loss takes them, on the trainer's device.
+    """The rows of a batch as TRL's loss takes them, on the trainer's device."""
 
-    Attributes:
-        prompt_ids_BP: int64 (B, P), padded on the left.
-        prompt_mask_BP: int64 (B, P), 1 on prompt tokens.
-        ids_BN: int64 (B, N), padded on the right.
-        mask_BN: (B, N), 1 on response tokens that count.
-    """
-
-    prompt_ids_BP: Tensor
-    prompt_mask_BP: Tensor
-    ids_BN: Tensor
-    mask_BN: Tensor
+    prompt_ids_BP: Tensor  # int64 (B, P), padded on the left
+    prompt_mask_BP: Tensor  # int64 (B, P), 1 on prompt tokens
+    ids_BN: Tensor  # int64 (B, N), padded on the right
+    mask_BN: Tensor  # (B, N), 1 on response tokens that count
 
 
 def rows_of_groups(groups: Sequence[Group], pad_token_id: int, multiple: int | None, device: torch.device) -> Rows:

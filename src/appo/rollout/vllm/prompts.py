@@ -29,16 +29,13 @@ class EnginePrompt:
     """One conversation as vLLM takes it.
 
     Attributes:
-        template_ids: token ids of the chat template, one placeholder a video or image: vLLM expands it itself.
-        ids: the same as the training forward reads them, placeholders expanded.
         videos: sampled frames, uint8 (frames, height, width, 3), and metadata of each video: nothing is left to sample.
-        images: the pictures of its image parts.
     """
 
-    template_ids: list[int]
-    ids: list[int]
+    template_ids: list[int]  # token ids of the chat template, one placeholder a video or image: vLLM expands it itself
+    ids: list[int]  # the same as the training forward reads them, placeholders expanded
     videos: list[tuple[Any, dict[str, Any]]]
-    images: list[Any]
+    images: list[Any]  # the pictures of its image parts
 
     def request(self) -> dict[str, Any]:
         """What vLLM's ``LLM.generate`` takes."""
