@@ -107,7 +107,7 @@ def _gap(tokenizer: Any) -> str:
 
 @dataclass
 class CompletionCollator:
-    """Rows with completions -> model inputs: the prompt as in reinforcement learning, labels on the completion alone."""
+    """Rows with completions -> model inputs: prompts as in reinforcement learning, labels on completions alone."""
 
     encoder: PromptEncoder  # encodes prompts; every video is decoded once a batch
     base: Any  # the Hugging Face model, for its positions in time
