@@ -1,6 +1,7 @@
 from .method.perception import token_weights as token_weights
 from .models.families import use_pretrained_positions as use_pretrained_positions
 from .models.log_probs import score_group as score_group
+from .models.prompt import Prompt as Prompt
 from .training.config import APPOConfig as APPOConfig
 from .training.trainer import APPOTrainer as APPOTrainer
 from .types import FrameSpans as FrameSpans

@@ -64,7 +64,7 @@ MODEL_CONFIG = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_
 
 
 @pytest.mark.parametrize("config", [json.dumps(MODEL_CONFIG), "[1]", '{"config": 1', ""])
-def test_a_folder_without_a_run_is_an_error_that_says_what_is_missing(
+def test_a_folder_without_a_run_is_an_error_that_names_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
     """A model's folder has a config.json as well."""
@@ -123,7 +123,7 @@ def test_any_checkpoint_and_video_give_a_page(tmp_path: Path) -> None:
     assert (group["judged"], group["answer"]) == (3, question.answer)
 
 
-def test_the_terminal_shows_the_most_telling_groups() -> None:
+def test_the_terminal_prints_the_most_interesting_groups() -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="truecolor")
     run = load_run(RECORDED)
     print_runs(console, [run])

@@ -73,7 +73,7 @@ def test_a_scripted_answer_scores(questions, monkeypatch):
 SETTINGS = InferenceSettings(SAMPLING, max_new_tokens=10, instruction="", samples=3, temperature=1.0, seed=5)
 
 
-def test_each_batch_draws_its_own_numbers_whatever_was_asked_before(questions):
+def test_each_batch_has_its_own_random_numbers(questions):
     model, processor = build_policy(0)
     asked = list(batches(questions, 2))
     all_at_once = {one.index: one.replies for one in answer(model, processor, asked, SETTINGS)}
@@ -114,7 +114,7 @@ def test_the_next_batch_is_read_while_the_model_writes(questions, monkeypatch):
     assert [one.index for one in answer(model, processor, batches(questions, 2), SETTINGS)] == [0, 1, 2]
 
 
-def test_what_cannot_be_read_is_a_reply_that_says_so_and_costs_nobody_else(questions, tmp_path):
+def test_an_unreadable_video_is_a_reply_with_an_error_and_costs_no_other_question(questions, tmp_path):
     model, processor = build_policy(0)
     broken, picture = tmp_path / "broken.mp4", tmp_path / "broken.png"
     broken.write_bytes(b"no video" * 100)
@@ -167,7 +167,7 @@ def test_inspection_records_a_whole_group(record, questions):
     assert RolloutRecord.from_json(record.to_json()).to_json() == record.to_json()
 
 
-def test_without_a_gold_answer_nobody_wins_and_what_anybody_looked_at_is_crucial(questions):
+def test_without_a_gold_answer_none_wins_and_frames_of_any_response_are_crucial(questions):
     model, processor = build_policy(0)
     torch.manual_seed(0)
     asked = replace(questions[0], answer="")
@@ -183,7 +183,7 @@ def test_without_a_gold_answer_nobody_wins_and_what_anybody_looked_at_is_crucial
     assert pictures[0][8:12] == b"WEBP"
 
 
-def shown(draw) -> str:
+def rendered(draw) -> str:
     console = Console(file=io.StringIO(), width=160, force_terminal=False)
     draw(console)
     return console.file.getvalue()
@@ -194,10 +194,10 @@ def test_a_group_on_screen_names_crucial_frames_and_a_winner_and_a_loser(record)
     won = replace(won, rewards={"accuracy_reward": 1.0})
     lost = replace(won, tokens=["pink"], rewards={"accuracy_reward": 0.0})
     group = replace(record, crucial_frames=[2], event_frames=[2], responses=[won, lost])
-    text = shown(lambda console: print_group(console, "won over", group))
+    text = rendered(lambda console: print_group(console, "won over", group))
     for expected in ("won over", record.question, "crucial: 2.2s", "[2.2s]", "1 of 2 right", "winner    green", "pink"):
         assert expected in text
-    none = shown(lambda console: print_group(console, "lost", replace(group, crucial_frames=[], responses=[lost])))
+    none = rendered(lambda console: print_group(console, "lost", replace(group, crucial_frames=[], responses=[lost])))
     assert "crucial: none" in none
     assert "winner" not in none
 
@@ -205,7 +205,7 @@ def test_a_group_on_screen_names_crucial_frames_and_a_winner_and_a_loser(record)
 def test_the_table_shows_gain_and_interval(tmp_path, record):
     before = {"L1": accuracy([Prediction("a", "", float(i < 5), True) for i in range(10)])}
     after = {"L1": accuracy([Prediction("a", "", float(i < 8), i > 0) for i in range(10)])}
-    text = shown(lambda console: console.print(accuracy_table(before, after)))
+    text = rendered(lambda console: console.print(accuracy_table(before, after)))
     for expected in ("L1", "10", "50.0 % (24-76)", "80.0 % (49-94)", "+30.0", "100 %", "90 %"):
         assert expected in text
     write_picture(tmp_path / "a.svg", [("won over", record)], accuracy_table(before, after))

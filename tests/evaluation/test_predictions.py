@@ -26,24 +26,24 @@ from appo.types import VideoQA, VideoSource
 
 SIZE = 3
 SETTINGS = {"model": "m", "dataset": "jsonl", "batch_size": SIZE, "instruction": "Say «A».\n"}
-ASKED = [
+ALL_QUESTIONS = [
     VideoQA(
         f"q/{number}", VideoSource(f"videos/{number}.mp4"), "Which?", "B", "letter", ("red", "blue"),
         spans=((0.0, 1.5), (2.25, 3.0)), metadata={"level": "L1", "by": ["me", None]},
     )
     for number in range(8)
 ]  # fmt: skip
-REPLIES = [Reply(q.id, (f"<answer>é \u2028 {n}\n</answer>", ""), (7 + n, 1)) for n, q in enumerate(ASKED)]
+REPLIES = [Reply(q.id, (f"<answer>é \u2028 {n}\n</answer>", ""), (7 + n, 1)) for n, q in enumerate(ALL_QUESTIONS)]
 REPLIES[4] = Reply("q/4", error="videos/4.mp4: is empty (0 bytes); copy it again")
 
 
 def begin(path: Path) -> EvaluationFolder:
-    return EvaluationFolder.start(path, SETTINGS, ASKED)
+    return EvaluationFolder.start(path, SETTINGS, ALL_QUESTIONS)
 
 
 def fill(folder: EvaluationFolder, kept: set[int]) -> None:
     """Answer every batch that is not kept, as an evaluation does."""
-    for index, batch in batches(ASKED, SIZE):
+    for index, batch in batches(ALL_QUESTIONS, SIZE):
         if index not in kept:
             folder.append(index, REPLIES[index * SIZE : index * SIZE + len(batch)], 0.5)
 
@@ -56,11 +56,11 @@ def whole(tmp_path_factory) -> EvaluationFolder:
 
 
 def test_what_was_written_is_read_back(whole):
-    assert whole.questions() == ASKED
-    assert whole.replies(ASKED) == REPLIES
-    assert whole.resume(ASKED, SIZE) == {0: REPLIES[:3], 1: REPLIES[3:6], 2: REPLIES[6:]}
+    assert whole.questions() == ALL_QUESTIONS
+    assert whole.replies(ALL_QUESTIONS) == REPLIES
+    assert whole.resume(ALL_QUESTIONS, SIZE) == {0: REPLIES[:3], 1: REPLIES[3:6], 2: REPLIES[6:]}
     assert whole.seconds() == (1.5, 8)
-    assert whole.settings == SETTINGS | {"questions": 8, "questions_digest": questions_digest(ASKED)}
+    assert whole.settings == SETTINGS | {"questions": 8, "questions_digest": questions_digest(ALL_QUESTIONS)}
     assert EvaluationFolder.open(whole.path) == whole
 
 
@@ -74,36 +74,36 @@ def test_a_kill_at_any_byte_loses_and_doubles_nothing(tmp_path, whole, name, mon
     for size in range(len(complete[name]) + 1):
         for file, content in complete.items():
             (folder.path / file).write_bytes(content[:size] if file == name else content)
-        kept = folder.resume(ASKED, SIZE)
+        kept = folder.resume(ALL_QUESTIONS, SIZE)
         if name == PREDICTIONS:
             assert len(kept) == sum(end <= size for end in ends)
         fill(folder, set(kept))
         assert (folder.path / PREDICTIONS).read_bytes() == complete[PREDICTIONS]
-        assert folder.resume(ASKED, SIZE).keys() == {0, 1, 2}
+        assert folder.resume(ALL_QUESTIONS, SIZE).keys() == {0, 1, 2}
         if name == PREDICTIONS:
             assert (folder.path / TIMING).read_bytes() == complete[TIMING]
 
 
-def test_a_torn_batch_counts_as_unanswered_until_it_is_asked_again(tmp_path):
+def test_a_torn_batch_counts_as_unanswered_until_it_is_repeated(tmp_path):
     folder = begin(tmp_path)
     (tmp_path / PREDICTIONS).write_text("".join(reply.to_line() for reply in REPLIES[:5]) + '{"id": "q/5", "te')
-    assert folder.replies(ASKED) == [*REPLIES[:5], None, None, None]
-    assert folder.resume(ASKED, SIZE) == {0: REPLIES[:3]}
+    assert folder.replies(ALL_QUESTIONS) == [*REPLIES[:5], None, None, None]
+    assert folder.resume(ALL_QUESTIONS, SIZE) == {0: REPLIES[:3]}
     assert (tmp_path / PREDICTIONS).read_text() == "".join(reply.to_line() for reply in REPLIES[:3])
 
 
-def test_retrying_asks_whole_batches_with_an_error_again_and_keeps_the_order(tmp_path):
+def test_a_retry_repeats_whole_batches_with_an_error_in_the_same_order(tmp_path):
     folder = begin(tmp_path)
     fill(folder, set())
-    assert folder.resume(ASKED, SIZE).keys() == {0, 1, 2}, "errors are not asked again unless told"
-    kept = folder.resume(ASKED, SIZE, retry=True)
+    assert folder.resume(ALL_QUESTIONS, SIZE).keys() == {0, 1, 2}, "errors are not asked again unless told"
+    kept = folder.resume(ALL_QUESTIONS, SIZE, retry=True)
     assert kept.keys() == {0, 2}
     assert folder.seconds() == (1.0, 5)
     folder.append(1, [replace(reply, texts=("now",), tokens=(1,), error="") for reply in REPLIES[3:6]], 0.25)
-    folder.resume(ASKED, SIZE)
+    folder.resume(ALL_QUESTIONS, SIZE)
     ids = [json.loads(line)["id"] for line in (tmp_path / PREDICTIONS).read_text().splitlines()]
-    assert ids == [question.id for question in ASKED]
-    assert folder.resume(ASKED, SIZE, retry=True).keys() == {0, 1, 2}
+    assert ids == [question.id for question in ALL_QUESTIONS]
+    assert folder.resume(ALL_QUESTIONS, SIZE, retry=True).keys() == {0, 1, 2}
 
 
 DAMAGE = [
@@ -123,15 +123,19 @@ def test_damage_is_named_by_file_and_line(tmp_path, text, message):
     folder = begin(tmp_path)
     (tmp_path / PREDICTIONS).write_text(text + REPLIES[7].to_line())
     with pytest.raises(RecordError, match=f"{PREDICTIONS}, {message}|{PREDICTIONS}, line 1: .*{message}"):
-        folder.resume(ASKED, SIZE)
+        folder.resume(ALL_QUESTIONS, SIZE)
 
 
 OTHERS = [
-    ({"batch_size": 4}, ASKED, "batch_size is 3 there, 4 here"),
-    ({"model": "n", "instruction": ""}, ASKED, r'model is "m" there, "n" here; instruction is "Say .* there, "" here'),
-    ({"seed": 1}, ASKED, "seed is null there, 1 here"),
-    ({}, ASKED[:7], "questions is 8 there, 7 here; questions_digest is "),
-    ({}, [replace(ASKED[0], answer="A"), *ASKED[1:]], "questions_digest is "),
+    ({"batch_size": 4}, ALL_QUESTIONS, "batch_size is 3 there, 4 here"),
+    (
+        {"model": "n", "instruction": ""},
+        ALL_QUESTIONS,
+        r'model is "m" there, "n" here; instruction is "Say .* there, "" here',
+    ),
+    ({"seed": 1}, ALL_QUESTIONS, "seed is null there, 1 here"),
+    ({}, ALL_QUESTIONS[:7], "questions is 8 there, 7 here; questions_digest is "),
+    ({}, [replace(ALL_QUESTIONS[0], answer="A"), *ALL_QUESTIONS[1:]], "questions_digest is "),
 ]
 
 
@@ -185,7 +189,7 @@ def test_an_evaluation_killed_before_it_had_begun_begins_anew(tmp_path):
     for left in ("questions.jsonl", "eval.json.part", "clips/L1/a.mp4"):
         (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / left).write_text("half")
-    assert begin(tmp_path).questions() == ASKED
+    assert begin(tmp_path).questions() == ALL_QUESTIONS
 
 
 def test_changed_questions_are_noticed(tmp_path):
@@ -196,11 +200,17 @@ def test_changed_questions_are_noticed(tmp_path):
         folder.questions()
 
 
-def test_the_digest_is_of_what_is_asked_not_of_where_it_lies():
-    moved = [replace(question, video=VideoSource(f"/elsewhere/{Path(question.video.path).name}")) for question in ASKED]
-    assert questions_digest(moved) == questions_digest(ASKED)
-    renamed = [replace(ASKED[0], video=VideoSource("videos/9.mp4")), *ASKED[1:]]
-    assert len({questions_digest(asked) for asked in (ASKED, renamed, ASKED[::-1], ASKED[1:])}) == 4
+def test_the_digest_is_of_the_questions_not_of_their_folders():
+    moved = [
+        replace(question, video=VideoSource(f"/elsewhere/{Path(question.video.path).name}"))
+        for question in ALL_QUESTIONS
+    ]
+    assert questions_digest(moved) == questions_digest(ALL_QUESTIONS)
+    renamed = [replace(ALL_QUESTIONS[0], video=VideoSource("videos/9.mp4")), *ALL_QUESTIONS[1:]]
+    assert (
+        len({questions_digest(asked) for asked in (ALL_QUESTIONS, renamed, ALL_QUESTIONS[::-1], ALL_QUESTIONS[1:])})
+        == 4
+    )
 
 
 def test_a_folder_of_the_older_form_is_read_and_gone_on_with(tmp_path):
@@ -236,7 +246,7 @@ TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\u2028\x00\x8
 
 @settings(max_examples=200)
 @given(TEXT, st.lists(st.tuples(TEXT, st.integers(0, 9999)), max_size=4), TEXT)
-def test_replies_keep_any_text_in_one_line(identity, said, error):
+def test_a_reply_is_one_line_whatever_its_text(identity, said, error):
     texts, tokens = tuple(text for text, _ in said), tuple(length for _, length in said)
     reply = Reply(identity, error=error) if error else Reply(identity, texts, tokens)
     line = reply.to_line()
@@ -247,7 +257,7 @@ def test_replies_keep_any_text_in_one_line(identity, said, error):
 
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_batches_hold_every_question_once_in_order(count, size):
-    numbers = list(batches(ASKED[:0] + [ASKED[0]] * count, size))
+    numbers = list(batches(ALL_QUESTIONS[:0] + [ALL_QUESTIONS[0]] * count, size))
     assert [index for index, _ in numbers] == list(range(-(-count // size)))
     assert sum(len(batch) for _, batch in numbers) == count
     assert all(len(batch) == size for _, batch in numbers[:-1])

@@ -57,7 +57,7 @@ def test_every_dataset_gets_its_official_table(tmp_path, case: Case, reader, cap
     assert (output / "scores.md").read_text() in screen, "the table can be pasted as it is"
 
 
-def test_without_annotations_the_world_is_made_and_every_level_asked(tmp_path, capsys):
+def test_without_annotations_clips_of_every_level_are_generated(tmp_path, capsys):
     arguments = ["--model", "spotlight", "--limit", "6", "--max-completion-length", "90"]
     assert evaluate(tmp_path / "e", *arguments) == 0
     assert list(scores(tmp_path / "e")["strict"]) == ["accuracy", "L1", "L2", "L3"]
@@ -158,7 +158,7 @@ def test_a_corrupt_video_counts_as_wrong_is_named_and_can_be_retried(tmp_path, r
     assert [text == [tagged("B")] for text in texts] == [True, True, False, True, True]
 
 
-def test_where_no_video_is_there_nothing_is_asked(tmp_path, reader, capsys):
+def test_without_any_video_no_question_is_answered(tmp_path, reader, capsys):
     arguments = lettered_questions(tmp_path / "d", 3)
     assert evaluate(tmp_path / "e", "--model", reader, *arguments, "--videos", str(tmp_path / "elsewhere")) == 2
     assert re.search(
@@ -167,7 +167,7 @@ def test_where_no_video_is_there_nothing_is_asked(tmp_path, reader, capsys):
     assert not (tmp_path / "e").exists()
 
 
-def test_frames_that_were_kept_are_not_decoded_again_and_change_nothing(tmp_path, reader, monkeypatch):
+def test_cached_frames_are_not_decoded_again_and_change_nothing(tmp_path, reader, monkeypatch):
     arguments = ["--model", reader, *lettered_questions(tmp_path / "d", 3), "--max-completion-length", "5"]
     cached = [*arguments, "--frame-cache", str(tmp_path / "frames")]
     assert evaluate(tmp_path / "plain", *arguments) == evaluate(tmp_path / "first", *cached) == 0

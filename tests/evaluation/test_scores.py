@@ -131,7 +131,7 @@ def test_every_figure_is_the_official_formula(dataset: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_figure_without_missing_predictions_is_what_a_script_shows_that_skips_them(dataset: str) -> None:
+def test_the_figure_without_missing_predictions_is_that_of_a_script_that_skips_them(dataset: str) -> None:
     for seed in range(30):
         pairs = random_pairs(dataset, seed, missing=0.3)
         there = [pair for pair in pairs if pair[1] is not None]
@@ -244,7 +244,7 @@ def figures(dataset: str, *responses: tuple[VideoQA, str]) -> dict[str, float]:
     return {score.name: score.value for score in official_scores(dataset, given)}
 
 
-def test_no_answer_tag_is_wrong_and_every_way_to_write_the_letter_is_right() -> None:
+def test_no_answer_tag_is_wrong_and_every_style_of_the_letter_is_right() -> None:
     for answer in ("B", "(B)", "b", "B.", "B. a blue ball", "a blue ball"):
         assert DATASETS["seed-bench-r1"].score(LETTER, wrapped(answer)) == 1.0, answer
     for text in ("B", "<answer>B</answer>", "<think>B</think>", wrapped("A"), wrapped("A, B")):

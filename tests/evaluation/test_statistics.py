@@ -71,7 +71,7 @@ def test_the_bootstrap_of_many_questions_is_the_normal_interval() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_a_bootstrap_is_the_same_in_any_order_and_keeps_to_its_values(values: list[float], rng: object) -> None:
+def test_a_bootstrap_is_the_same_in_any_order_and_within_its_values(values: list[float], rng: object) -> None:
     shuffled = list(values)
     rng.shuffle(shuffled)
     low, high = bootstrap_interval([values], resamples=200)
@@ -116,7 +116,7 @@ def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float, rema
 
 
 @pytest.mark.parametrize("n", range(1, 11))
-def test_mcnemar_counts_all_ways_a_fair_coin_falls(n: int) -> None:
+def test_mcnemar_counts_all_falls_of_a_fair_coin(n: int) -> None:
     heads = [sum(coins) for coins in product((0, 1), repeat=n)]
     for seen in range(n + 1):
         as_far_out = sum(abs(2 * one - n) >= abs(2 * seen - n) for one in heads)

@@ -28,7 +28,7 @@ def test_a_log_gets_markdown_of_any_width_and_a_terminal_a_table():
     assert "┃" in shown
 
 
-def test_progress_tells_the_rate_and_the_time_left_of_this_run():
+def test_progress_reports_the_rate_and_the_time_left_of_this_run():
     times = iter([0.0, 10.0, 20.0, 30.0])
     console = Console(file=io.StringIO(), width=100)
     with answer_progress(console, 100, 40, clock=lambda: next(times)) as update:

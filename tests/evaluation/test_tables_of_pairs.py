@@ -21,7 +21,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def asked(count: int) -> list[VideoQA]:
+def made_questions(count: int) -> list[VideoQA]:
     return [
         VideoQA(
             f"v_{n}",
@@ -37,8 +37,8 @@ def asked(count: int) -> list[VideoQA]:
 
 
 def evaluation(path: Path, right: str, questions: list[VideoQA] | None = None, **change) -> Path:
-    """A finished evaluation: ``+`` a right answer, ``-`` a wrong one, ``!`` a question that could not be asked."""
-    questions = asked(len(right)) if questions is None else questions
+    """A finished evaluation: ``+`` a right answer, ``-`` a wrong one, ``!`` a question without a reply."""
+    questions = made_questions(len(right)) if questions is None else questions
     folder = EvaluationFolder.start(path, SETTINGS | change, questions)
     said = {"+": tagged("A"), "-": tagged("B")}
     replies = [
@@ -74,14 +74,14 @@ def test_the_difference_is_as_worked_out_by_hand(tmp_path):
     assert (back[3], back[5]) == ("-30.0", "0.109")
 
 
-def test_a_question_that_could_not_be_asked_is_lost(tmp_path):
+def test_a_question_without_a_reply_is_lost(tmp_path):
     sheet = compare(evaluation(tmp_path / "a", "++++"), evaluation(tmp_path / "b", "++!!"))
     assert rows(sheet)["accuracy"][:4] == ["4", "100.0", "50.0", "-50.0"]
     assert any("0 questions won, 2 lost, 2 equal" in remark for remark in sheet.remarks)
 
 
 def test_questions_are_paired_by_id_wherever_videos_lie(tmp_path):
-    questions = asked(4)
+    questions = made_questions(4)
     moved = [replace(question, video=VideoSource(f"/else/{question.video.path}")) for question in reversed(questions)]
     sheet = compare(evaluation(tmp_path / "a", "+---"), evaluation(tmp_path / "b", "---+", moved))
     assert any("0 questions won, 0 lost, 4 equal" in remark for remark in sheet.remarks)
@@ -89,13 +89,13 @@ def test_questions_are_paired_by_id_wherever_videos_lie(tmp_path):
 
 def test_what_cannot_be_compared_is_refused_and_named(tmp_path):
     first = evaluation(tmp_path / "a", "++++")
-    other = [VideoQA(**{**vars(question), "answer": "B"}) for question in asked(4)]
+    other = [VideoQA(**{**vars(question), "answer": "B"}) for question in made_questions(4)]
     refused = {
         "2 questions are in .*a alone .'v_2', 'v_3'.": evaluation(tmp_path / "fewer", "++"),
         "1 questions are in .*more alone .'v_4'.": evaluation(tmp_path / "more", "+++++"),
         "question 'v_0' has another `answer`": evaluation(tmp_path / "gold", "++++", other),
         "is about nextqa, .* about jsonl": evaluation(tmp_path / "set", "++++", dataset="jsonl"),
-        "2 of 4 questions are not answered yet": evaluation(tmp_path / "begun", "++", asked(4)),
+        "2 of 4 questions are not answered yet": evaluation(tmp_path / "begun", "++", made_questions(4)),
         "no evaluation": tmp_path / "none",
     }
     for message, second in refused.items():

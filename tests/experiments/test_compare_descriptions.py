@@ -34,7 +34,7 @@ def test_the_honest_teacher_is_right_and_the_lazy_one_wrong(level: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_decisive_words_are_few_and_hold_all_that_tells_events_apart(level: str) -> None:
+def test_the_decisive_words_are_few_and_distinguish_events(level: str) -> None:
     for number, (scene, question) in enumerate(samples(LEVELS[level], 200, level)):
         event = scene.events[question.asked]
         words = respond(scene, question, question.asked, random.Random(number)).split()
@@ -45,7 +45,7 @@ def test_the_decisive_words_are_few_and_hold_all_that_tells_events_apart(level: 
         assert 3 <= len(decisive) <= 5 < len(words) / 5
 
 
-def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it() -> None:
+def test_without_a_commitment_the_first_claim_decides_whatever_precedes_it() -> None:
     """Wanderers have colours too, and other events are named in asides: neither decides anything."""
     for number, (scene, question) in enumerate(samples(LEVELS["L3"], 200, "blunt")):
         event = scene.events[question.asked]
@@ -59,7 +59,7 @@ def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it
             assert "at" not in words[: kept[0] - 3], "nothing is committed to before"
 
 
-def test_asides_are_as_many_as_asked_for() -> None:
+def test_asides_are_as_many_as_requested() -> None:
     scene, question = next(samples(LEVELS["L1"], 1, 0))
     plain = respond(scene, question, 0, random.Random(1))
     talk = respond(scene, question, 0, random.Random(1), Manner(True, 4))

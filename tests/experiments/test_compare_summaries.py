@@ -122,7 +122,7 @@ def test_intervals_cover_the_true_difference_about_as_often_as_they_say() -> Non
     assert 165 <= hits <= 198, "a bootstrap of eight is too narrow: about 88 %"
 
 
-def test_the_page_says_what_the_cells_say() -> None:
+def test_the_page_has_the_numbers_of_the_cells() -> None:
     page = markdown(summary(CELLS, METHODS), SETTINGS, ["2-appo", "2-oracle-tokens"])
     assert page.startswith("4 steps at the demo's settings on clips of level L1, 8 held-out questions a level.")
     assert "Not finished: 2-appo, 2-oracle-tokens." in page
@@ -166,7 +166,7 @@ def test_the_picture_is_well_formed_and_has_a_line_for_every_method_in_every_pan
     assert len(curves_of(learning_curves(flat, METHODS))) == len(lines)
 
 
-def test_without_matplotlib_a_comparison_says_so_before_it_starts(tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_matplotlib_a_comparison_fails_before_it_starts(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"figures need a package: pip install 'appo\[plots\]'"):
         compare(Comparison(tmp_path / "new"), Console(quiet=True), None)

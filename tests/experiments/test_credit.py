@@ -119,7 +119,7 @@ def test_quantiles_of_student(freedom: int, quantile: float) -> None:
     assert credit.student_t(freedom) == pytest.approx(quantile, abs=2e-3)
 
 
-def test_ways_are_those_of_appo_compare_as_far_as_weights_go() -> None:
+def test_weightings_are_those_of_appo_compare_as_far_as_weights_go() -> None:
     assert len(credit.usual_ways()) == len(set(credit.usual_ways())) == 32
     assert credit.way_of("dapo").weigher is None
     changed = credit.way_of("appo+attention_layers=1+frame_tokens=4")

@@ -15,7 +15,7 @@ from appo.reports.run_folder import RunFolder
 
 
 @pytest.mark.slow
-def test_the_demo_trains_records_and_shows(tmp_path):
+def test_the_demo_trains_records_and_prints(tmp_path):
     console = Console(file=io.StringIO(), width=140)
     output = tmp_path / "run"
     result = run_demo(DemoSettings(output, steps=1, questions=16), console)

@@ -91,7 +91,7 @@ def test_tokens_of_a_group() -> None:
     assert RUN.rows_tokens == 8 * (612 + 384)
 
 
-def test_checkpointing_keeps_one_stream_a_layer() -> None:
+def test_checkpointing_stores_one_stream_a_layer() -> None:
     assert kept_bytes(RUN) == 36 * RUN.packed_tokens * 2048 * 4
     assert kept_bytes(replace(RUN, gradient_checkpointing=False)) > 20 * kept_bytes(RUN)
 
@@ -239,7 +239,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "example:\n  appo plan " in capsys.readouterr().out
 
 
-def test_every_plan_of_the_page_says_what_the_page_says() -> None:
+def test_every_plan_of_the_page_has_the_numbers_of_the_page() -> None:
     """The tables' cells `--flags` of docs/scaling.md, with the totals beside them."""
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(--model \S+ --gpus 1[^`]*)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)

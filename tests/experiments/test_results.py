@@ -87,7 +87,7 @@ def test_the_page_shows_the_differences_between_two_others() -> None:
     assert between.rows(cells, ["raw-base,random-frames"])[0][3].startswith(f"{points:+.1f} (")
 
 
-def test_the_page_says_how_far_first_steps_foretell_training() -> None:
+def test_the_page_reports_how_far_first_steps_foretell_training() -> None:
     found = foretold.pairs(foretold.read("credit.json"), foretold.read("compare/summary.json"))
     assert len(found) == 14
     said = re.findall(r"rank correlation over (\d+) methods is \*\*(0\.\d+)\*\*", PAGE)

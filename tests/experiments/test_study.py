@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_answers_on_disk(tmp_path: Path) -> None:
     assert len(curves_of((tmp_path / "grid.svg").read_text())) == 4
 
 
-def test_a_finished_study_asks_nothing_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_loads_no_model_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*WORLD, "--perceiver", "tiny=spotlight", *RULES]
     assert study(tmp_path, *words) == 0
     before = contents(tmp_path)
@@ -186,7 +186,7 @@ def test_any_perceiver_any_dataset_and_a_video_that_cannot_be_read(
 # --- endpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_what_two_perceivers_describe_alike_is_asked_and_paid_once(tmp_path: Path) -> None:
+def test_equal_descriptions_of_two_perceivers_are_answered_and_paid_once(tmp_path: Path) -> None:
     with chat_server(echo_question) as seen:
         words = [*WORLD, "--perceiver", "again=truth", *served(seen), "--price", "mine=1,2"]
         assert study(tmp_path, *words) == 0
@@ -222,7 +222,7 @@ def test_a_budget_stops_the_study_and_a_larger_one_goes_on(tmp_path: Path, capsy
     assert summary(tmp_path)["missing"] == []
 
 
-def test_failures_are_counted_named_and_asked_again(tmp_path: Path, capsys: Any) -> None:
+def test_failures_are_counted_named_and_repeated(tmp_path: Path, capsys: Any) -> None:
     down = True
 
     def behave(prompt: str, before: int, request: dict[str, Any]) -> Reply:
@@ -330,7 +330,7 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path, capsys: Any) -> None
     assert "truth__rules.jsonl, line 6: damaged" in capsys.readouterr().err
 
 
-def test_who_is_told_nothing_guesses(tmp_path: Path) -> None:
+def test_without_a_description_answers_are_guesses(tmp_path: Path) -> None:
     """At 8, 8, 2 and 12 answers to colour, shape, first and when: 5/24 are right by chance."""
     assert (
         study(tmp_path, "--perceiver", "nothing", "--perceiver", "truth", "--limit", "600", "--reasoner", "rules") == 0
@@ -338,7 +338,7 @@ def test_who_is_told_nothing_guesses(tmp_path: Path) -> None:
     assert [cell["score"] for cell in summary(tmp_path)["cells"]] == [pytest.approx(5 / 24, abs=0.07), 1.0]
 
 
-def test_levels_differ_in_what_is_asked(tmp_path: Path) -> None:
+def test_levels_differ_in_their_questions(tmp_path: Path) -> None:
     for level in ("L1", "L3"):
         assert study(tmp_path / level, "--level", level, *WORLD, *RULES) == 0
     texts = [(tmp_path / level / "descriptions/truth.jsonl").read_text().splitlines() for level in ("L1", "L3")]

@@ -111,7 +111,7 @@ def test_one_perceiver_has_no_gain_of_perception() -> None:
     }
 
 
-def test_what_does_not_rise_is_carried_by_nobody() -> None:
+def test_a_score_that_does_not_rise_carries_no_gain() -> None:
     assert "perception/carried" not in gains(grid_of([[0.2, 0.6], [0.5, 0.6]]))
     hardly = gains(grid_of([[0.2, 0.6], [0.5, 0.7]]))  # one question of ten, which many resamples miss
     assert "perception" in hardly

@@ -81,7 +81,7 @@ def test_what_cannot_be_meant_is_refused(words: list[str], said: str, tmp_path: 
     assert not (tmp_path / "study" / "eval.json").exists()
 
 
-def test_a_key_that_is_missing_is_missed_before_anybody_describes(
+def test_a_missing_key_fails_before_any_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

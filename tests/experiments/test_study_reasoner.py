@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("reasoner"), stages=(10,))[0]
 
 
-def shown(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
+def prompt_words(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
@@ -34,8 +34,8 @@ def test_of_a_prompt_it_reads_description_and_question() -> None:
     _, tokenizer = build_reasoner()
     prompt = reasoning_prompt(QUESTION, DESCRIPTION)
     words = f"<|im_start|> user {DESCRIPTION} {QUESTION.question} <|im_end|> <|im_start|> assistant"
-    assert shown(tokenizer, [{"role": "user", "content": prompt}]) == words.split()
-    assert shown(tokenizer, [{"role": "user", "content": "red ?"}]) == (
+    assert prompt_words(tokenizer, [{"role": "user", "content": prompt}]) == words.split()
+    assert prompt_words(tokenizer, [{"role": "user", "content": "red ?"}]) == (
         ["<|im_start|>", "user", "red", "?", "<|im_end|>", "<|im_start|>", "assistant"]
     )
 
@@ -72,7 +72,7 @@ def test_stages_are_points_of_one_training(checkpoint: Path, tmp_path: Path) -> 
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 1_000_000
 
 
-def test_a_batch_says_what_each_prompt_says_alone(checkpoint: Path) -> None:
+def test_a_batch_has_the_answers_of_each_prompt_alone(checkpoint: Path) -> None:
     model = TextModel(str(checkpoint), max_new_tokens=6)
     rng = random.Random(2)
     prompts = [lesson(rng)[0][0] for _ in range(12)]
@@ -83,7 +83,7 @@ def test_a_batch_says_what_each_prompt_says_alone(checkpoint: Path) -> None:
     for prompt, said in zip(prompts, alone, strict=True):
         assert said.tokens is not None
         read, written = said.tokens
-        assert read == len(shown(tokenizer, [{"role": "user", "content": prompt}]))
+        assert read == len(prompt_words(tokenizer, [{"role": "user", "content": prompt}]))
         assert 1 <= written <= 6
 
 

@@ -12,7 +12,9 @@ from appo.world.teacher import respond
 from appo.world.world import COLOURS, LEVELS, SHAPES, TASKS, Dials, Question, Scene, make_question, make_scene
 
 
-def asked(number: int, task: str | None = None, dials: Dials | None = None) -> tuple[Scene, Question, random.Random]:
+def made_question(
+    number: int, task: str | None = None, dials: Dials | None = None
+) -> tuple[Scene, Question, random.Random]:
     rng = random.Random(f"study/{number}")
     scene = make_scene(dials or LEVELS[rng.choice(("L1", "L2", "L3"))], rng)
     return scene, make_question(scene, task or rng.choice(TASKS), rng), rng
@@ -24,43 +26,43 @@ def truth(scene: Scene) -> str:
 
 def test_the_rules_are_right_on_every_true_description() -> None:
     for number in range(5000):
-        scene, question, _ = asked(number)
+        scene, question, _ = made_question(number)
         assert rule_answer(question.text, truth(scene)) == question.answer, (question, truth(scene))
 
 
-def test_the_rules_are_right_on_all_that_an_honest_policy_says() -> None:
+def test_the_rules_are_right_on_all_responses_of_an_honest_policy() -> None:
     for number in range(5000):
-        scene, question, rng = asked(number)
-        said = description_of(respond(scene, question, question.asked, rng))
-        assert rule_answer(question.text, said) == question.answer, (question, said)
+        scene, question, rng = made_question(number)
+        described = description_of(respond(scene, question, question.asked, rng))
+        assert rule_answer(question.text, described) == question.answer, (question, described)
 
 
 def test_a_true_description_is_read_back() -> None:
     for number in range(500):
-        scene, _, _ = asked(number)
+        scene, _, _ = made_question(number)
         assert events_in(truth(scene)) == [Event(e.shape, e.colour, str(e.second)) for e in scene.events]
 
 
 def test_what_several_sentences_say_of_one_event_is_put_together() -> None:
-    said = (
+    described = (
         "first i scan the frames one by one . i stop at the heart at 7 . its colour is blue . the star at 2 is not it ."
         " the yellow bar drifts around all the time . yes , the heart is blue and the clock says 7 ."
     )
-    assert events_in(said) == [Event("heart", "blue", "7"), Event("star", "", "2")]
-    assert rule_answer("when does the star appear ?", said) == "2"
-    assert rule_answer("which came first , the heart or the star ?", said) == "star"
-    assert rule_answer("what shape is the blue one ?", said) == "heart"
+    assert events_in(described) == [Event("heart", "blue", "7"), Event("star", "", "2")]
+    assert rule_answer("when does the star appear ?", described) == "2"
+    assert rule_answer("which came first , the heart or the star ?", described) == "star"
+    assert rule_answer("what shape is the blue one ?", described) == "heart"
 
 
 def test_what_is_not_described_is_guessed_evenly_and_always_alike() -> None:
-    said = [f"there is the pink heart at {n % 8} . {n}" for n in range(4000)]
-    guesses = [rule_answer("what colour is the star ?", one) for one in said]
-    assert guesses == [rule_answer("what colour is the star ?", one) for one in said]
+    described = [f"there is the pink heart at {n % 8} . {n}" for n in range(4000)]
+    guesses = [rule_answer("what colour is the star ?", one) for one in described]
+    assert guesses == [rule_answer("what colour is the star ?", one) for one in described]
     assert all(abs(guesses.count(colour) / 4000 - 1 / 8) < 0.025 for colour in COLOURS)  # 4.8 standard deviations
 
 
 def test_rules_that_know_some_tasks_guess_at_the_others() -> None:
-    rows = [asked(number) for number in range(4000)]
+    rows = [made_question(number) for number in range(4000)]
     right = {task: [] for task in TASKS}
     for scene, question, _ in rows:
         right[question.task].append(rule_answer(question.text, truth(scene), ("colour",)) == question.answer)
@@ -78,18 +80,22 @@ def test_rules_refuse_questions_of_another_world() -> None:
 # --- noise -------------------------------------------------------------------------------------------------------
 
 
-def test_noise_replaces_each_attribute_by_another_of_its_kind_as_often_as_told() -> None:
+def test_noise_replaces_each_attribute_by_another_of_its_kind_at_the_given_share() -> None:
     changed = total = 0
     for number in range(3000):
-        scene, _, _ = asked(number)
+        scene, _, _ = made_question(number)
         seen = events_in(blurred(truth(scene), 0.3, str(number), scene.seconds))
-        for event, said in zip(scene.events, seen, strict=False):
+        for event, described in zip(scene.events, seen, strict=False):
             if len(seen) == len(scene.events):
-                assert said.shape in SHAPES
-                assert said.colour in COLOURS
-                assert 0 <= int(said.second) < scene.seconds
+                assert described.shape in SHAPES
+                assert described.colour in COLOURS
+                assert 0 <= int(described.second) < scene.seconds
                 changed += sum(
-                    (said.shape != event.shape, said.colour != event.colour, said.second != str(event.second))
+                    (
+                        described.shape != event.shape,
+                        described.colour != event.colour,
+                        described.second != str(event.second),
+                    )
                 )
                 total += 3
     assert changed / total == pytest.approx(0.3, abs=0.01)
@@ -97,12 +103,12 @@ def test_noise_replaces_each_attribute_by_another_of_its_kind_as_often_as_told()
 
 def test_noise_is_nested_repeatable_and_the_same_wherever_a_word_stands() -> None:
     for number in range(300):
-        scene, question, rng = asked(number)
-        said = respond(scene, question, question.asked, rng)
-        little, more = (blurred(said, share, str(number), scene.seconds) for share in (0.2, 0.5))
-        assert little == blurred(said, 0.2, str(number), scene.seconds)
+        scene, question, rng = made_question(number)
+        described = respond(scene, question, question.asked, rng)
+        little, more = (blurred(described, share, str(number), scene.seconds) for share in (0.2, 0.5))
+        assert little == blurred(described, 0.2, str(number), scene.seconds)
         renamed: dict[str, str] = {}
-        for word, at_little, at_more in zip(said.split(), little.split(), more.split(), strict=True):
+        for word, at_little, at_more in zip(described.split(), little.split(), more.split(), strict=True):
             assert at_little in (word, at_more), "what is wrong at a small share is as wrong at a larger one"
             assert renamed.setdefault(word, at_more) == at_more
     assert blurred("a red star, 3.", 0.0, "x", 8) == "a red star, 3."
@@ -119,9 +125,9 @@ def test_accuracy_under_noise_is_what_pencil_and_paper_say(task: str, p: float) 
     expected = on_one * (1 - p) + on_both * ((1 - p) + q) / 2 + on_other * q + nowhere / 8
     dials, right = Dials(events=(2, 2)), []
     for number in range(6000):
-        scene, question, _ = asked(number, task, dials)
-        said = blurred(truth(scene), p, f"{number}", scene.seconds)
-        right.append(rule_answer(question.text, said) == question.answer)
+        scene, question, _ = made_question(number, task, dials)
+        described = blurred(truth(scene), p, f"{number}", scene.seconds)
+        right.append(rule_answer(question.text, described) == question.answer)
     assert sum(right) / len(right) == pytest.approx(expected, abs=4 * (0.25 / 6000) ** 0.5)
 
 
@@ -159,7 +165,7 @@ def test_accuracy_under_noise_is_that_of_a_simulation_without_words(task: str, p
     expected = sum(simulated() for _ in range(count)) / count
     right = []
     for number in range(count):
-        scene, question, _ = asked(number, task, replace(LEVELS["L1"]))
-        said = blurred(truth(scene), p, f"{number}", scene.seconds)
-        right.append(rule_answer(question.text, said) == question.answer)
+        scene, question, _ = made_question(number, task, replace(LEVELS["L1"]))
+        described = blurred(truth(scene), p, f"{number}", scene.seconds)
+        right.append(rule_answer(question.text, described) == question.answer)
     assert sum(right) / count == pytest.approx(expected, abs=4 * (0.5 / count) ** 0.5)

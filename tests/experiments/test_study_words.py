@@ -59,7 +59,7 @@ def test_a_conclusion_that_others_follow_is_taken_off_too() -> None:
     assert description_of("<think> it is red . i will say red . nothing else matters here . </think>") == "it is red ."
 
 
-def test_a_perceiver_is_shown_no_options() -> None:
+def test_a_perceiver_gets_no_options() -> None:
     prompt = describing_prompt(LETTERED)
     assert LETTERED.question in prompt
     assert "carrot" not in prompt

@@ -62,7 +62,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, int]] = {
 
 
 @pytest.mark.parametrize(("damage", "says", "groups"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_folder_gives_a_page_that_says_so(
+def test_a_damaged_folder_gives_a_page_with_notes(
     folder: Path, damage: Callable[[Path], object], says: str, groups: int
 ) -> None:
     damage(folder)
@@ -98,7 +98,7 @@ def test_rollouts_cut_anywhere_give_a_page(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_records_that_contradict_themselves_are_shown_as_far_as_they_go(folder: Path, change: dict) -> None:
+def test_records_that_contradict_themselves_are_rendered_as_far_as_they_go(folder: Path, change: dict) -> None:
     line = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
     (folder / "rollouts.jsonl").write_text(json.dumps({**line, **change}) + "\n")
     data = page_data([load_run(folder)])
@@ -119,7 +119,7 @@ def test_a_picture_that_is_none_is_left_out(folder: Path) -> None:
     assert [group["film"] for group in data["groups"]] == [None] * 3
 
 
-def test_of_many_groups_the_films_and_an_even_choice_are_shown(tmp_path: Path) -> None:
+def test_of_many_groups_the_films_and_an_even_choice_are_rendered(tmp_path: Path) -> None:
     filmed = [page_cases.group(1000 + i, id="film", question="?", video="v", tokens=2) for i in range(5)]
     others = [page_cases.group(i, tokens=2) for i in range(50)]
     run = RunFolder.create(tmp_path / "run", {})
@@ -138,7 +138,7 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_a_picture_is_kept_once_and_no_picture_has_no_name(tmp_path: Path) -> None:
+def test_a_picture_is_saved_once_and_no_picture_has_no_name(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", {})
     names = {run.save_film(b"picture"), run.save_film(b"picture"), run.save_film(b"other")}
     assert len(names) == len(list(run.frames.iterdir())) == 2

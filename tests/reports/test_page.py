@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_method_and_heat_is_their_brightness(score_token
     )
 
 
-def test_every_look_comes_back_within_its_level() -> None:
+def test_every_attention_is_decoded_within_its_level() -> None:
     record = page_cases.group(5)
     view = group_view(record, ViewSettings())
     for one in view["responses"]:
@@ -63,7 +63,7 @@ def test_every_look_comes_back_within_its_level() -> None:
             assert all(abs(math.sqrt(a) - math.sqrt(b)) <= 0.51 / 63 * math.sqrt(view["peak"]) for a, b in roots)
 
 
-def test_winners_come_first_and_the_reading_says_who_they_are() -> None:
+def test_winners_come_first_and_the_settings_decide_who_they_are() -> None:
     record = page_cases.group(1)
     view = group_view(record, ViewSettings.of({"threshold": 0.5, "reward_weights": [0.9, 0.1]}))
     assert [one["number"] for one in view["responses"]] == [1, 3, 2, 4]
@@ -77,7 +77,7 @@ def test_winners_come_first_and_the_reading_says_who_they_are() -> None:
     assert odd == ViewSettings()
 
 
-def test_a_question_asked_again_says_what_changed() -> None:
+def test_a_repeated_question_reports_what_changed() -> None:
     same = {"id": "q", "question": "?", "video": "a"}
     won = page_cases.group(9, **same)
     lost = [replace(one, rewards={"accuracy_reward": 0.0}) for one in won.responses]
@@ -91,7 +91,7 @@ def test_a_question_asked_again_says_what_changed() -> None:
     assert (alone["steps"], alone["won"], alone["change"]) == ([4], False, 0.0)
 
 
-def test_in_the_recorded_run_winners_looked_at_the_event_where_losers_did_not() -> None:
+def test_in_the_recorded_run_winners_attend_to_the_event_and_losers_do_not() -> None:
     """The point of it all, on groups of a real run of the demo."""
     data = page_data([load_run(RECORDED)])
     assert data["runs"][0]["notes"] == []
@@ -143,14 +143,14 @@ def test_any_text_comes_through_the_page_unchanged(text: str) -> None:
     assert json.loads(embeddable(json.dumps(text))) == text
 
 
-def test_hidden_marks_are_shown_by_their_number_and_long_texts_are_shortened() -> None:
+def test_hidden_marks_are_rendered_by_their_number_and_long_texts_are_shortened() -> None:
     assert clean("a\u202eb\x00c\r\nd\te", 99) == "a[U+202E]b[U+0000]c\nd\te"
     assert clean("émoji 👩\u200d🚀 ok", 99) == "émoji 👩\u200d🚀 ok"
     assert clean("x" * 1_000_000, 20) == "x" * 20 + " … [999980 more characters]"
     clean("\ud800", 9).encode()
 
 
-def test_a_megabyte_of_response_is_shortened_and_says_so(tmp_path: Path) -> None:
+def test_a_megabyte_of_response_is_shortened_with_a_note(tmp_path: Path) -> None:
     bare = {"tokens": [], "weights": [], "chosen": [], "frame_attention": []}
     whole = replace(page_cases.group(1).responses[0], text="y" * 1_000_000, **bare)
     many = replace(whole, text="", tokens=["word "] * 200_000, weights=[1.0] * 200_000, chosen=[False] * 200_000)

@@ -126,7 +126,7 @@ def test_the_event_is_visibly_brighter_for_winners(tab: Any, data: Any) -> None:
     assert max(gaps) > 25, "of 255"
 
 
-def test_a_cell_says_its_number(tab: Any, data: Any) -> None:
+def test_a_cell_displays_its_number(tab: Any, data: Any) -> None:
     group = film_of(data)[-1]
     for row, frame in ((0, 0), (len(group["responses"]) - 1, 3)):
         tab.locator(".row.one").nth(row).locator(".cell").nth(frame).hover()
@@ -136,7 +136,7 @@ def test_a_cell_says_its_number(tab: Any, data: Any) -> None:
         assert float(said.split()[-1]) == pytest.approx(response["scores"][frame], rel=1e-2)
 
 
-def test_pointing_at_a_token_lights_the_frames_it_looked_at(tab: Any, data: Any) -> None:
+def test_pointing_at_a_token_lights_the_frames_it_attends_to(tab: Any, data: Any) -> None:
     group = film_of(data)[-1]
     response = group["responses"][0]
     token = max(range(response["length"]), key=lambda j: max(looks(group, response, j)))
@@ -154,7 +154,7 @@ def test_pointing_at_a_token_lights_the_frames_it_looked_at(tab: Any, data: Any)
     assert tab.locator(".glancing").count() == 0
 
 
-def test_pointing_at_a_frame_lights_the_tokens_that_looked_at_it(tab: Any, data: Any) -> None:
+def test_pointing_at_a_frame_lights_the_tokens_that_attend_to_it(tab: Any, data: Any) -> None:
     group = film_of(data)[-1]
     frame = group["event"][0]
     tab.locator(".frame").nth(frame).hover()
@@ -284,7 +284,7 @@ def test_hostile_texts_are_only_ever_text(browser: Any, tmp_path: Path) -> None:
         assert tab.locator("script, img, svg[onload], style").count() == 3, "the page's own"
 
 
-def test_a_partial_run_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
+def test_a_partial_run_names_what_is_missing(browser: Any, tmp_path: Path) -> None:
     folder = page_cases.folder(tmp_path / "run", [page_cases.group(1)]).path
     (folder / "metrics.jsonl").write_bytes(b"")
     (folder / "config.json").unlink()

@@ -100,6 +100,9 @@ def load(
     return table
 
 
+load_dataset = load  # as `appo` exports it
+
+
 def response_format_of(name: str | Benchmark, response_format: str | None = None) -> str:
     """The format that prompts request: the one given, else the one that the benchmark's official score needs.
 

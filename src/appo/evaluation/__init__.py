@@ -1,7 +1,7 @@
 """A model and a benchmark in; replies, official scores with intervals and tables out.
 
 `evaluate` is what `appo eval` does, `predict` answers a list of questions, `inspect_question` samples a group about one
-question and shows what it attended to.
+question and measures its frame attention.
 """
 
 import lazy_loader

@@ -64,14 +64,7 @@ def answer(
     """Answer batches of questions. While the model generates, a thread decodes and encodes the next batch.
 
     A question whose video or image cannot be read gets a `Reply` with the error; nothing else is caught. The model is
-    in evaluation mode until the iterator ends, and then as it was before.
-
-    Args:
-        model: a Hugging Face video language model.
-        processor: its processor.
-        questions: batches with their indices (:func:`appo.evaluation.predictions.batches`).
-        settings: of the inference.
-        cache: of sampled frames, on disk.
+    in evaluation mode until the iterator ends, and then as it was before. `questions`: as `batches` makes them.
 
     Raises:
         OSError: the cache cannot be read or written.
@@ -193,15 +186,7 @@ def predict(
 ) -> list[Prediction]:
     """Answer questions greedily and score the answers.
 
-    Args:
-        model: a Hugging Face video language model; its train/eval mode is left as it was.
-        processor: its processor.
-        questions: each video is decoded once per batch.
-        sampling: of frames.
-        max_new_tokens: longest response.
-        batch_size: questions per batch.
-        instruction: appended to every question (see :func:`appo.rewards.templates.build_messages`).
-        on_progress: called with the number of questions answered after each batch.
+    `on_progress` is called after each batch with the number of answered questions. A batch decodes each video once.
 
     Raises:
         ValueError: a video or image cannot be read; one line that names it.

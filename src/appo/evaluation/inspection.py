@@ -44,14 +44,9 @@ def inspect_question(
     """Sample a group of responses and make its frame attention, crucial frames and token weights (method steps 1-8).
 
     Args:
-        model: a Hugging Face video language model.
-        processor: its processor.
         question: video, question and gold answer, which splits winners from losers. Without one (""), no response is
             rewarded, and the frames that any response attends to are crucial.
-        sampling: of frames.
-        max_new_tokens: longest response.
         responses: G.
-        instruction: appended to the question.
         step: recorded as the training step the model is at.
         save_film: stores the picture of the frames and returns its name.
         weight_settings: passed to :func:`appo.method.perception.token_weights`.
@@ -64,7 +59,8 @@ def inspect_question(
     prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
     ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
     texts = processor.batch_decode(ids_G, skip_special_tokens=True)
-    rewards_G = torch.tensor([_reward(text, question) for text in texts])
+    gold = question.answer, question.kind, question.options
+    rewards_G = torch.tensor([score_answer(text, *gold) if question.answer else 0.0 for text in texts])
     names = ["accuracy_reward"] if question.answer else []
     prompt_ids = prompt.ids_1P[0].tolist()
     samples = [
@@ -82,10 +78,6 @@ def inspect_question(
     return group_record(step, group, processor.tokenizer, names, save_film(film_of(videos, messages, processor)))
 
 
-def _reward(text: str, question: VideoQA) -> float:
-    return score_answer(text, question.answer, question.kind, question.options) if question.answer else 0.0
-
-
 @dataclass(frozen=True)
 class InspectionSettings:
     """What the flags of `appo spotlight --model` set; None: a default that depends on model or machine."""
@@ -99,7 +91,7 @@ class InspectionSettings:
     fps: float | None = None  # frames sampled per second
     max_frames: int | None = None  # most frames sampled
     max_new_tokens: int | None = None  # longest response
-    instruction: str | None = None  # closes the prompt; None: asks for the format (the tiny policy: nothing)
+    instruction: str | None = None  # closes the prompt; None: `INSTRUCTION` (the tiny policy: nothing)
     seed: int = 0  # of the sampling
     dtype: str | None = None  # of the weights; None: bfloat16 on a GPU, else float32
     trust_remote_code: bool = False  # run the code that a checkpoint brings

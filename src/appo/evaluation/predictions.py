@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appo.files import PART, atomic_write
-from appo.reports.jsonl import RecordError, parse_line
+from appo.reports.jsonl import RecordError, damaged, parse_line, unwritable
 from appo.reports.run_folder import describe_run
 from appo.types import VideoQA, VideoSource
 
@@ -149,7 +149,7 @@ class EvaluationFolder:
                 if found[place[reply.id]] is not None:
                     raise ValueError(f"{reply.id!r} was answered before")
             except (ValueError, TypeError) as error:
-                raise self._damaged(PREDICTIONS, number, str(error)) from None
+                raise damaged(self.path / PREDICTIONS, number, str(error)) from None
             found[place[reply.id]] = reply
         return found
 
@@ -204,7 +204,7 @@ class EvaluationFolder:
         try:
             atomic_write(self.path / name, text)
         except OSError as error:
-            raise self._unwritable(name, error) from error
+            raise unwritable(self.path / name, error) from error
 
     def _append(self, name: str, text: str) -> None:
         try:
@@ -213,7 +213,7 @@ class EvaluationFolder:
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            raise self._unwritable(name, error) from error
+            raise unwritable(self.path / name, error) from error
 
     def _replace(self, name: str, text: str) -> None:
         file = self.path / name
@@ -231,15 +231,13 @@ class EvaluationFolder:
                     return
                 data = parse_line(line)
                 if data is None:
-                    raise self._damaged(name, number, "no JSON object")
+                    raise damaged(file, number, "no JSON object")
                 yield number, data
 
     def check_versions(self) -> None:
         """Raise RecordError if the remaining questions would be answered by other versions than those before."""
-        there, here = self.describe()["versions"], describe_run({})["versions"]
-        if others := [
-            f"{name} {there.get(name)}, here {version}" for name, version in here.items() if version != there.get(name)
-        ]:
+        old, new = self.describe()["versions"], describe_run({})["versions"].items()
+        if others := [f"{name} {old.get(name)}, here {version}" for name, version in new if version != old.get(name)]:
             fix = "go on with the same versions, or choose another --output"
             raise RecordError(f"{self.path}: was begun with {'; '.join(others)}; {fix}")
 
@@ -252,13 +250,6 @@ class EvaluationFolder:
             named = "; ".join(f"{name} is {old} there, {new} here" for name, old, new in values)
             fix = "choose another --output, or the same settings to go on with this one"
             raise RecordError(f"{self.path}: holds an evaluation with other settings ({named}); {fix}")
-
-    def _damaged(self, name: str, number: int, problem: str) -> RecordError:
-        return RecordError(f"{self.path / name}, line {number}: damaged ({problem}); delete this line, then run again")
-
-    def _unwritable(self, name: str, error: OSError) -> RecordError:
-        problem = f"cannot be written ({error.strerror})"
-        return RecordError(f"{self.path / name}: {problem}; make room or check its rights, then run again")
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]]:

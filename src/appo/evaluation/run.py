@@ -50,7 +50,7 @@ class EvalSettings:
     fps: float | None = None  # frames sampled per second
     max_frames: int | None = None  # most frames sampled of a video
     frame_cache: str | None = None  # folder that caches sampled frames
-    instruction: str | None = None  # closes every prompt; None: the one that asks for the format of the official score
+    instruction: str | None = None  # closes every prompt; None: that of the official score's format
     seed: int = 0  # of the K samples
     dtype: str | None = None  # of the weights
     trust_remote_code: bool = False  # run the code that a checkpoint brings

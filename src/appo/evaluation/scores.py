@@ -40,8 +40,7 @@ class Score:
     high: float  # its upper end
     questions: int  # how many the figure is about
     interval: str  # ``wilson`` where each question is right or wrong, else ``bootstrap`` over questions
-    # what a script shows that skips missing predictions; None where none is missing (or all are)
-    answered_only: float | None
+    answered_only: float | None  # the value without missing predictions; None if none is missing (or all are)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ def bootstrap_interval(
     narrow for a handful of questions.
 
     Args:
-        cells: the values of each mean, one a question; a plain mean is one cell.
-        weights: what each mean counts.
-        resamples: how often the questions are drawn anew.
+        cells: the values of each mean, one per question; a plain mean is one cell.
+        weights: of the means in the sum.
+        resamples: of the bootstrap.
         seed: of the random generator.
 
     Raises:
@@ -67,9 +67,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Questions that both or neither answer do not count. The others fall on either side like a fair coin: twice the
     smaller tail, at most 1.
 
-    Args:
-        only_first: the number of questions that only the first model answers.
-        only_second: that of the second.
+    `only_first`, `only_second`: the number of questions that only this model answers.
     """
     from scipy.special import bdtr  # at first use: it takes half a second
 

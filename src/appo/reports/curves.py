@@ -24,16 +24,16 @@ class Curve:
 CURVES = (
     Curve("reward", ("resampling/first_round_reward", "reward"), "mean total reward, before groups are replaced"),
     Curve("accuracy", ("rewards/accuracy_reward/mean",), "share of right answers among the groups trained on"),
-    Curve("loss", ("loss",), "what the optimiser sees"),
+    Curve("loss", ("loss",), "what the optimiser minimises"),
     Curve("token accuracy", ("mean_token_accuracy",), "share of tokens the policy would have chosen itself"),
     Curve("entropy", ("entropy",), "nats a token: how open the policy still is"),
     Curve("gradient norm", ("grad_norm",), "before clipping"),
     Curve("mean token weight", ("appo/mean_weight",), "1 is DAPO"),
-    Curve("crucial frames a group", ("appo/crucial_frames",), "frames that winners looked at"),
+    Curve("crucial frames a group", ("appo/crucial_frames",), "frames that winners attend to"),
     Curve("response length", ("completions/mean_length",), "tokens"),
     Curve("flat groups", ("resampling/flat_groups",), "share of groups with equal rewards, which train nothing"),
 )
-HIDDEN_FOR_RL = {"loss"}  # of a policy gradient it says nothing
+HIDDEN_FOR_RL = {"loss"}  # meaningless for a policy gradient
 
 # The paper's settings (recipes/seed-bench-r1-7b.yaml has where each is from).
 PAPER: dict[str, Any] = {
@@ -58,7 +58,7 @@ PAPER: dict[str, Any] = {
     "reward_weights": [0.9, 0.1],
     "freeze_vision_tower": True,
 }
-# What else a reader asks first.
+# Other settings of the page.
 OWN = ("model", "dataset", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed")
 
 
@@ -103,7 +103,7 @@ def run_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _evaluated(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
     names = {name for line in metrics for name in line if name.startswith("eval_") and "accuracy" in name}
     for name in sorted(names)[:8]:
-        yield Curve(clean(name, NAME_LENGTH), (name,), "measured along the way")
+        yield Curve(clean(name, NAME_LENGTH), (name,), "measured during training")
 
 
 def _summary(name: str, points: Mapping[str, Any]) -> str:

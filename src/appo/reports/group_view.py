@@ -1,6 +1,6 @@
 """One recorded group -> the data of its page: attention of each response and token to each frame, weights, rewards.
 
-G responses, N response tokens, F frames as the model sees them.
+G responses, N response tokens, F frames of the language model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The lines of rollouts.jsonl: one group a line, typed; and values as JSON holds them.
 
-N response tokens, F frames as the model sees them.
+N response tokens, F frames of the language model.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class RolloutRecord:
     step: int  # optimizer step the group was sampled for
     id: str  # of the question, unique within its dataset
     video: str  # path of the video
-    question: str  # as asked
+    question: str
     answer: str  # the gold answer
     kind: str  # how answers are scored
-    timestamps: list[float]  # (F,) seconds of each frame as the language model sees it
+    timestamps: list[float]  # (F,) seconds of each frame of the language model
     crucial_frames: list[int]  # indices of the crucial frames (step 4)
     responses: list[ResponseRecord]  # the G responses
     event_frames: list[int] | None = None  # indices of the frames that show the answer, where the dataset knows them

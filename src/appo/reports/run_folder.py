@@ -86,15 +86,10 @@ class RunFolder:
     def resume(
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], may_differ: Set[str] = frozenset()
     ) -> RunFolder:
-        """A run that `create` started, to go on with it.
-
-        Args:
-            path: the folder.
-            config: the settings now.
-            may_differ: names of settings that do not change the run's numbers.
+        """A run that `create` started, to resume it. `may_differ`: settings that do not change the run's numbers.
 
         Raises:
-            RecordError: there is no run, or another setting is not what it was; each is named.
+            RecordError: there is no run, or another setting differs from `config`; each is named.
         """
         folder = cls.open(path)
         changed = list(_differences(folder.config, as_json(config), may_differ))
@@ -216,7 +211,7 @@ def _git_commit() -> str | None:
         return None
 
 
-# --- a run as a page shows it: whole, still being written or damaged -------------------------------------------------
+# --- a run for a page: whole, still being written or damaged ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -253,7 +248,7 @@ def load_run(path: str | os.PathLike[str], most_groups: int = MOST_GROUPS) -> Lo
         missing = "; ".join(note.removesuffix(".").split(", so ")[0] for note in notes)
         raise RecordError(f"{folder}: no run folder ({missing}); give one that a run wrote")
     if groups and not any(response.frame_attention for group in groups for response in group.responses):
-        notes.append("No attention was recorded: method grpo and dapo capture none, so nobody knows who looked where.")
+        notes.append("No attention was recorded: method grpo and dapo capture none, so there is no heat map.")
     return LoadedRun(
         name=folder.resolve().name,
         settings=_flat(about.pop("config", {})),
@@ -325,7 +320,7 @@ def _note_bad_lines(file: Path, bad: Sequence[int], notes: list[str]) -> None:
 
 def _read_groups(file: Path, notes: list[str], most: int) -> Iterator[RolloutRecord]:
     """All groups; of more than `most`, those of repeated questions first, and the others evenly spaced."""
-    lines = _sound_lines(file, notes, "so there are no groups to look at")
+    lines = _sound_lines(file, notes, "so there are no groups")
     keys = {number: repr([data.get(key) for key in ("id", "question", "video")])[:2000] for number, data in lines}
     counts = Counter(keys.values())
     repeated = _evenly_spaced([number for number, key in keys.items() if counts[key] > 1], most)
@@ -349,7 +344,7 @@ def _evenly_spaced(numbers: Sequence[int], most: int) -> list[int]:
 
 
 def _read_films(folder: Path, groups: Sequence[RolloutRecord], notes: list[str]) -> dict[str, bytes]:
-    """The pictures that groups name. A name is only ever that of a file in this folder, whatever a record says."""
+    """The pictures that groups name. A name is only ever that of a file in this folder, whatever the record."""
     films: dict[str, bytes] = {}
     for name in sorted({group.film for group in groups if group.film}):
         try:
@@ -359,7 +354,7 @@ def _read_films(folder: Path, groups: Sequence[RolloutRecord], notes: list[str])
             continue
     if without := sum(group.film not in films for group in groups):
         of = f"{without} of {len(groups)} groups"
-        notes.append(f"{FRAMES}/ has no picture for {of}: their frames are shown as times only.")
+        notes.append(f"{FRAMES}/ has no picture for {of}: their frames are times only.")
     return films
 
 

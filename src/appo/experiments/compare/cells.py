@@ -128,9 +128,9 @@ def run_cell(
     Args:
         name: as :func:`appo.experiments.compare.methods.variant_of` takes it.
         seed: of sampling and of the order of prompts.
-        conditions: the same for all.
+        conditions: shared by all cells.
         rows: questions to train on.
-        scratch: an empty folder for what trainers write.
+        scratch: an empty folder for the trainer's files.
         weight: multiplies the learning rate (of variants that need another's mean weight).
 
     Returns:

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from appo.evaluation.tables import duration
 from appo.experiments.compare.cells import Conditions, config_of, mean_weight, run_cell, setting_of
 from appo.experiments.compare.methods import in_order, variant_of, variants_of
 from appo.experiments.compare.report import ablation_curves, ablations, learning_curves, markdown, points_over_dapo
@@ -72,10 +73,7 @@ class Comparison:
 def compare(comparison: Comparison, console: Console, start: Callable[..., Any] | None = None) -> dict[str, Any]:
     """Run all cells that are not finished, write the report and print its table; returns the summary.
 
-    Args:
-        comparison: what to compare.
-        console: for progress and the table.
-        start: starts a cell and returns an object with ``poll()`` and ``kill()``, as :func:`start_process` does.
+    `start` starts a cell and returns an object with ``poll()`` and ``kill()``, as :func:`start_process` does.
 
     Raises:
         ValueError: an unknown method, a folder of another comparison, or a cell that failed; one line with the fix.
@@ -90,7 +88,7 @@ def compare(comparison: Comparison, console: Console, start: Callable[..., Any] 
     began = time.monotonic()
     for done, cell in enumerate(_running(comparison, list(pending), start or start_process), 1):
         left = (time.monotonic() - began) / done * (len(pending) - done)
-        console.print(f"[{done}/{len(pending)}] {_line(comparison, cell)}, about {_duration(left)} left",
+        console.print(f"[{done}/{len(pending)}] {_line(comparison, cell)}, about {duration(left)} left",
                       highlight=False, markup=False)  # fmt: skip
         result = _report(comparison)
     console.print(
@@ -158,7 +156,10 @@ def _running(comparison: Comparison, pending: list[CellName], start: Callable[..
     busy: dict[CellName, Any] = {}
     try:
         while pending or busy:
-            ready = [cell for cell in pending if _is_ready(comparison, cell)]
+            needed = {cell: variant_of(cell[0]).needs for cell in pending}
+            ready = [
+                cell for cell, first in needed.items() if not first or _file(comparison, (first, cell[1])).exists()
+            ]
             for cell in ready[: comparison.workers - len(busy)]:
                 pending.remove(cell)
                 _held_out(comparison)
@@ -176,11 +177,6 @@ def _running(comparison: Comparison, pending: list[CellName], start: Callable[..
         for process in busy.values():
             process.kill()
             process.wait()
-
-
-def _is_ready(comparison: Comparison, cell: CellName) -> bool:
-    needed = variant_of(cell[0]).needs
-    return needed is None or _file(comparison, (needed, cell[1])).exists()
 
 
 def _held_out(comparison: Comparison) -> dict[str, list[VideoQA]]:
@@ -243,11 +239,7 @@ def _finished(comparison: Comparison) -> Cells:
 def _line(comparison: Comparison, cell: CellName) -> str:
     done = _read(comparison, cell)
     levels = ", ".join(f"{level} {100 * share(bits['right']):.1f}" for level, bits in done["levels"].items())
-    return f"seed {cell[1]} {cell[0]}: {levels}, {_duration(done['training_seconds'] + done['evaluation_seconds'])}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
+    return f"seed {cell[1]} {cell[0]}: {levels}, {duration(done['training_seconds'] + done['evaluation_seconds'])}"
 
 
 def _file(comparison: Comparison, cell: CellName) -> Path:

@@ -185,10 +185,7 @@ def averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def group_perception(group: Group, accuracy_column: int, threshold: float) -> dict[str, float]:
     """Attention of a group with weights; {} if its row has no true frames.
 
-    Args:
-        group: of a training step.
-        accuracy_column: of the reward that splits winners from losers.
-        threshold: least reward of a winner.
+    `accuracy_column`: of the reward that splits winners from losers; `threshold`: least reward of a winner.
 
     Returns:
         ``recall`` of the true frames, ``crucial``: the share of frames that are crucial (what chance would recall), and
@@ -209,12 +206,12 @@ def group_perception(group: Group, accuracy_column: int, threshold: float) -> di
 def measure_attention(
     model: Any, processor: Any, held_out: HeldOut, responses: int, seed: int, settings: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Frame attention of a policy on sampled groups; the same for every policy, and the global seed is untouched.
+    """Frame attention of a policy on one sampled group per question; the global random state is unchanged.
 
     Args:
         model: the policy.
         processor: its processor.
-        held_out: one group per question.
+        held_out: the questions.
         responses: G.
         seed: of the sampling.
         settings: ``score_tokens``, ``top_frames``, ``strategy`` and ``threshold`` of the crucial frames.

@@ -28,7 +28,7 @@ def late_reward(cell: Cell) -> float:
 
 
 def whole_reward(cell: Cell) -> float:
-    """The same over all steps: the area under the learning curve, which says how fast as well as how far."""
+    """The same over all steps: the area under the learning curve, which measures speed as well as gain."""
     return _average(_accuracies(cell))
 
 

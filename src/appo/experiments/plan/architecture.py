@@ -15,7 +15,7 @@ from appo.models.names import checkpoint_of
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a configuration says about size."""
+    """The sizes in a model's configuration."""
 
     # The language model.
     hidden: int
@@ -121,17 +121,17 @@ def read_architecture(name: str) -> Architecture:
 
 @dataclass(frozen=True)
 class VideoShape:
-    """A sampled video as the model sees it."""
+    """A sampled video as the model's input."""
 
-    frames: int  # that the language model sees: ``temporal_patch`` sampled ones each
+    frames: int  # of the language model: ``temporal_patch`` sampled ones each
     height: int  # pixels of a frame after resizing
     width: int
-    patches: int  # that the vision tower sees
-    tokens: int  # that the language model sees
+    patches: int  # of the vision tower
+    tokens: int  # of the language model
 
     @property
     def tokens_per_frame(self) -> int:
-        """Of one frame that the language model sees."""
+        """Of one frame of the language model."""
         return self.tokens // self.frames
 
 

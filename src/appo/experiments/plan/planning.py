@@ -122,7 +122,7 @@ def plan_of(flags: argparse.Namespace) -> Plan:
 
 
 def settings_of(path: str) -> dict[str, Any]:
-    """What a training YAML says about memory, by the names of the flags."""
+    """The settings of a training YAML that concern memory, by the names of the flags."""
     import yaml
 
     with open(path, encoding="utf-8") as file:

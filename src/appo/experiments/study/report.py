@@ -31,7 +31,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"{name}: {n} of its answers are empty and count as wrong" for name, n in summary["empty"].items()]
     for name, cost in summary["costs"].items():
         dollars = "prices not given" if cost["dollars"] is None else f"${cost['dollars']:.4f}"
-        unknown = f"; {cost['unknown']} replies did not say and count as the most" if cost["unknown"] else ""
+        unknown = f"; {cost['unknown']} replies did not report them and count as the most" if cost["unknown"] else ""
         lines.append(f"{name}: {cost['read']:,} tokens read, {cost['written']:,} written, {dollars}{unknown}")
     return lines
 

@@ -50,7 +50,7 @@ class Reasoner:
     name: str  # in tables and files
     source: str  # a checkpoint of a text model, or an endpoint's name for its model
     known: tuple[str, ...] = ()  # of rules: the tasks that they know; else none
-    url: str | None = None  # where an endpoint is; empty: where the `openai` package looks for it; None: no endpoint
+    url: str | None = None  # of an endpoint; empty: the `openai` package's default; None: no endpoint
 
     @property
     def is_rules(self) -> bool:

@@ -47,7 +47,7 @@ _CONCLUSION = re.compile(r"\banswer\b|\btherefore\b|\bthat settles it\b|\bi will
 
 
 def describing_prompt(question: VideoQA) -> str:
-    """What a perceiver is asked beside the video."""
+    """The prompt of a perceiver, beside the video."""
     return DESCRIBE.format(question=question.question)
 
 
