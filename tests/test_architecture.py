@@ -186,3 +186,39 @@ def test_no_registry_is_written_down() -> None:
     hosts = re.compile("|".join([r"index[-_]url", r"pypi\.org", r"files\.pythonhosted"]).encode())
     assert hosts.search(b"--index-" + b"url x")
     assert [shown(path) for path in tracked() if hosts.search(path.read_bytes())] == []
+
+
+# --- the way of a row --------------------------------------------------------------------------------------------
+
+MOST_MODULES = 20
+
+
+def imported_by(module: str) -> set[str]:
+    """The modules of appo that a module imports from, wherever the import stands."""
+    nodes = [node for node in ast.walk(parsed(MODULES[module])) if isinstance(node, ast.ImportFrom) and node.module]
+    return {name for node in nodes for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
+
+
+def test_the_way_of_a_row_is_the_one_on_the_page() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    way = re.findall(r"^\| `(appo\.[\w.]+)` \| `(\w+)` \|", text, re.MULTILINE)
+    modules = [module for module, _ in way]
+    assert len(way) == len(set(modules)) <= MOST_MODULES
+    for module, name in way:
+        names = {node.name for node in parsed(MODULES[module]).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name in names, f"{module} has no {name}"
+    imports = {module: imported_by(module) for module in modules}
+    packages = {module: module.rpartition(".")[0] for module in modules}
+    for module in modules:
+        others = [other for other in modules if other != module]
+        touched = any(module in imports[other] or other in imports[module] for other in others)
+        assert touched or packages[module] in ("appo.data", "appo.reports"), f"{module} is apart from the others"
+
+
+def test_there_are_at_most_twelve_packages_of_twenty_modules() -> None:
+    packages = {module.split(".")[1] for module, path in MODULES.items() if path.parent != SOURCE / "appo"}
+    assert len(packages) <= 12
+    loose = {path.name for path in (SOURCE / "appo").glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py", "files.py", "types.py"}
+    for folder in {path.parent for path in MODULES.values()}:
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 22, folder

@@ -1,3 +1,4 @@
+from .data import load_dataset as load_dataset
 from .method.perception import token_weights as token_weights
 from .models.families import use_pretrained_positions as use_pretrained_positions
 from .models.log_probs import score_group as score_group

@@ -1,9 +1,9 @@
 """Rows of a dataset go in; groups of scored, weighted responses come out.
 
 `pipeline` has the stages in order. Conversations become prompts, each file decoded once and a frozen vision tower run
-once (`encoding`); prompts become responses, read once for all of a group (`generation`, or vLLM by `vllm`). Groups whose rewards are all equal are
-replaced (`dynamic_sampling`), and the others get their token weights (`token_weights`). `timers` says where the time
-of a step went.
+once (`encoding`). Prompts become responses, read once for a whole group (`generation`, or vLLM by `vllm`). Groups whose
+rewards are all equal are replaced (`dynamic_sampling`), and the others get their token weights (`token_weights`).
+`timers` says where the time of a step went. `collectives` has all that processes do together.
 """
 
 import lazy_loader
