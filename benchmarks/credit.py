@@ -102,7 +102,7 @@ def usual_ways() -> list[str]:
 
 
 @dataclass
-class Asked:
+class SampledGroup:
     """A group before it is weighed, and its scores by number of captured layers."""
 
     group: Group
@@ -113,9 +113,9 @@ class Asked:
 
 def mixed_groups(
     model: Any, processor: Any, questions: Iterator[VideoQA], count: int, responses: int
-) -> Iterator[list[Asked]]:
+) -> Iterator[list[SampledGroup]]:
     """Batches of `count` groups with right and wrong responses, without end."""
-    kept: list[Asked] = []
+    kept: list[SampledGroup] = []
     while True:
         while len(kept) < count:
             kept += [asked for asked in ask(model, processor, [next(questions) for _ in range(16)], responses)
@@ -125,7 +125,7 @@ def mixed_groups(
 
 
 @torch.no_grad()
-def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int) -> list[Asked]:
+def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int) -> list[SampledGroup]:
     """A group of sampled responses to each question."""
     prompts = [prompt_of(processor, question) for question in questions]
     groups = generate(model, processor, prompts, max_new_tokens=MAX_NEW_TOKENS, responses=responses)
@@ -147,14 +147,14 @@ class Weighed:
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def __call__(self, batch: Sequence[Asked]) -> list[list[Tensor]]:
+    def __call__(self, batch: Sequence[SampledGroup]) -> list[list[Tensor]]:
         """For each way the (G, N) weights of each group, divided by their mean over the batch where it says so."""
         for asked in batch:
             for layers in sorted({LAYERS, *(way.layers for way in self.ways)}):
                 asked.scores[layers] = score_group(self._model, asked.group.prompt, asked.ids_G, capture_layers=layers)
         return [self._of(way, batch) for way in self.ways]
 
-    def _of(self, way: Way, batch: Sequence[Asked]) -> list[Tensor]:
+    def _of(self, way: Way, batch: Sequence[SampledGroup]) -> list[Tensor]:
         masks = [asked.scores[LAYERS].mask_GN for asked in batch]
         if way.weigher is None:
             return [mask_GN.float() for mask_GN in masks]
@@ -171,7 +171,7 @@ class Weighed:
 
 
 def gradients(
-    model: Any, batch: Sequence[Asked], weights: Sequence[Sequence[Tensor]], parameters: Sequence[Tensor]
+    model: Any, batch: Sequence[SampledGroup], weights: Sequence[Sequence[Tensor]], parameters: Sequence[Tensor]
 ) -> Tensor:
     """(M, P): the gradient of this batch by each way, to ascend, and last an unbiased estimate of the reward's."""
     total_MP = torch.zeros(len(weights) + 1, sum(p.numel() for p in parameters))
@@ -259,7 +259,7 @@ def student_t(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def credit_shares(batch: Sequence[Asked], weights: Sequence[Sequence[Tensor]], tokenizer: Any) -> list[float]:
+def credit_shares(batch: Sequence[SampledGroup], weights: Sequence[Sequence[Tensor]], tokenizer: Any) -> list[float]:
     """For each way the share of its weight on the words that decide."""
     decisive = []
     for asked in batch:

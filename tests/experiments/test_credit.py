@@ -34,9 +34,9 @@ def test_batches_hold_mixed_groups_only(world) -> None:
     _, _, batch = world
     assert len(batch) == 2
     for asked in batch:
-        assert len(asked.ids_G) == len(asked.samples) == 4
+        assert len(asked.ids_G) == len(asked.group.samples) == 4
         assert 0 < asked.accuracy_G.sum() < 4
-        assert [sample.ids for sample in asked.samples] == [ids.tolist() for ids in asked.ids_G]
+        assert [sample.ids for sample in asked.group.samples] == [ids.tolist() for ids in asked.ids_G]
 
 
 def test_gradients_are_those_of_the_losses_written_out(world) -> None:
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_losses_written_out(world) -> None:
     for m in range(4):
         objective = torch.zeros(())
         for q, asked in enumerate(batch):
-            scores = score_group(model, asked.samples[0].inputs, asked.ids_G, capture_layers=0, shared_prefix=False)
+            scores = score_group(model, asked.group.prompt, asked.ids_G, capture_layers=0, shared_prefix=False)
             for i, ids in enumerate(asked.ids_G):
                 others = [float(r) for k, r in enumerate(asked.accuracy_G) if k != i]
                 for j in range(len(ids)):
