@@ -8,7 +8,7 @@ import pytest
 
 from appo.experiments.compare.descriptions import decisive_words, describe, described_rightly
 from appo.world.dataset import samples
-from appo.world.teacher import ASIDES, Manner, respond
+from appo.world.teacher import ASIDES, Style, respond
 from appo.world.world import LEVELS, answer_of
 
 TEXT = (
@@ -49,7 +49,7 @@ def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it
     """Wanderers have colours too, and other events are named in asides: neither decides anything."""
     for number, (scene, question) in enumerate(samples(LEVELS["L3"], 200, "blunt")):
         event = scene.events[question.asked]
-        words = respond(scene, question, question.asked, random.Random(number), Manner(False, 3)).split()
+        words = respond(scene, question, question.asked, random.Random(number), Style(False, 3)).split()
         kept = [i for i, keep in enumerate(decisive_words(words)) if keep]
         assert {words[i] for i in kept} <= {event.shape, event.colour, str(event.second)}
         assert words[kept[-1]] == question.answer
@@ -62,7 +62,7 @@ def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it
 def test_asides_are_as_many_as_asked_for() -> None:
     scene, question = next(samples(LEVELS["L1"], 1, 0))
     plain = respond(scene, question, 0, random.Random(1))
-    talk = respond(scene, question, 0, random.Random(1), Manner(True, 4))
+    talk = respond(scene, question, 0, random.Random(1), Style(True, 4))
     before = talk.split(" at ")[0]
     assert sum(before.count(aside) for aside in set(ASIDES)) == 5, "the opening and four more"
     assert len(talk.split()) >= len(plain.split()) + 4 * 5 - 12

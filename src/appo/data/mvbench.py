@@ -53,9 +53,8 @@ class MVBench(Benchmark):
         for path in files:
             task = stem(path)
             if task not in FOLDERS:
-                raise ValueError(
-                    f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}"
-                )
+                known = ", ".join(FOLDERS)
+                raise ValueError(f"{path}: {task!r} is no task of MVBench; name the file as one of {known}")
             if split in (None, task):
                 try:
                     for row in rows_of_file(path):

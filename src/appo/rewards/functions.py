@@ -1,12 +1,15 @@
 """Rewards: plain functions of TRL's shape, ``f(completions, **columns) -> list[float]``, chosen by name.
 
-`score_answer` is the one place that says how right an answer is; training and evaluation both call it, so they cannot
-drift. A response that is not as it should be scores 0 and never raises; a *dataset* that is not as it should be
-raises, because every reward of the run would be wrong.
+`score_answer` alone decides how right an answer is: training and evaluation both call it, so they cannot drift. A
+response in the wrong format scores 0 and never raises; a *dataset* that cannot be scored raises, because every reward
+of the run would be wrong. Columns that all rewards take:
 
-Rewards are weighted by the setting ``reward_weights``; the one that the setting ``accuracy_reward`` names also splits a
-group into high and low responses, at ``threshold``. The soft punishment of overlong responses is the setting
-``overlong_cache``, for it needs the longest length and no dataset (see :class:`appo.APPOConfig`).
+- ``completions``: texts, or conversations whose last message is the assistant's.
+- ``response_format``: names of `FORMATS`, one a completion or one for all; missing: ``answer``.
+
+The setting ``reward_weights`` weights the rewards; the one named by ``accuracy_reward`` also splits a group into high
+and low responses, at ``threshold``. The soft punishment of overlong responses is the setting ``overlong_cache``: it
+needs the longest length and no dataset (see :class:`appo.APPOConfig`).
 """
 
 from __future__ import annotations
@@ -34,13 +37,10 @@ def accuracy_reward(
     """How right the answer of each completion is, from 0.0 to 1.0 (see `score_answer`).
 
     Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        answer: the dataset's column of gold answers, one a completion.
-        kind: the column that says how the answer is compared (see `KINDS`), or one kind for all. Missing: ``letter``
-            where there are options, else ``word``.
+        answer: the column of gold answers, one a completion.
+        kind: how answers are compared (see `KINDS`), a column or one for all; missing: ``letter`` where there are
+            options, else ``word``.
         options: the column of choices.
-        response_format: the column of formats asked for (see `FORMATS`), or one for all. Missing: ``answer``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
 
     Raises:
         ValueError: a column is missing, of another length, or holds what cannot be scored; names row and fix.
@@ -63,13 +63,7 @@ def accuracy_reward(
 def format_reward(
     completions: Sequence[Any], response_format: Sequence[str | None] | str | None = None, **kwargs: Any
 ) -> list[float]:
-    """1.0 for each completion that is exactly of the format its row asks for, else 0.0.
-
-    Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        response_format: a column of names of `FORMATS`, or one for all. Missing: ``answer``, that is
-            ``<think>...</think><answer>...</answer>``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
+    """1.0 for each completion that is exactly of its row's format, else 0.0.
 
     Raises:
         ValueError: the column is of another length or names no format.
@@ -90,14 +84,11 @@ def temporal_iou_reward(
 ) -> list[float]:
     """Temporal IoU of the spans each completion predicts with the union of the true ones, exact, from 0.0 to 1.0.
 
-    The predicted spans (see `parse_spans`) are what stands in ``<time>`` where the row's format is
-    ``grounded``, and else in ``<answer>``. No format, no spans: 0.0.
+    The predicted spans (see `parse_spans`) are in ``<time>`` where the row's format is ``grounded``, else in
+    ``<answer>``. No format, no spans: 0.0.
 
     Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        spans: the dataset's column of true spans: for each completion a list of ``(start, end)`` in seconds.
-        response_format: the column of formats asked for (see `FORMATS`), or one for all. Missing: ``answer``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
+        spans: the column of true spans: for each completion a list of ``(start, end)`` in seconds.
 
     Raises:
         ValueError: a column is missing, of another length, or holds what cannot be scored; names row and fix.
@@ -129,9 +120,8 @@ def reward_functions(names: Sequence[str], setting: str = "rewards") -> list[Cal
     """The reward functions that a configuration names, in its order.
 
     Args:
-        names: a name of `REWARDS`, or the path of a function: ``module.function`` or ``module:function``. Its module is
-            imported, that is: its code is run.
-        setting: what the setting is called, for messages.
+        names: of `REWARDS`, or paths ``module.function`` or ``module:function``, whose modules are imported.
+        setting: its name, for messages.
 
     Raises:
         ValueError: a name that leads to no function, or two functions that would be logged under one name.
@@ -154,8 +144,7 @@ def _imported(path: str, setting: str) -> Callable[..., Any]:
             f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function: "
             "write module.function"
         )
-    # Python itself looks in the current folder when it runs a file or a module of it, but not for an installed command.
-    # It comes last, so that a folder called like a library does not take the library's place.
+    # An installed command does not search the current folder. Last, so that no folder hides a library of its name.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -182,11 +171,11 @@ def score_answer(
     """How right a response's answer is: from 0.0 to 1.0, one of the two for letters, words and numbers.
 
     Args:
-        text: the whole response. Unless it is exactly of the format asked for it is wrong, whatever it says.
+        text: the whole response; wrong unless it is exactly of the format.
         answer: the gold answer.
         kind: how the two are compared, one of `KINDS`; None: ``letter`` if there are options, else ``word``.
-        options: the choices as shown, lettered or not; empty for open questions.
-        response_format: the format asked for, one of `FORMATS`; None: ``answer``.
+        options: the choices, lettered or not; empty for open questions.
+        response_format: one of `FORMATS`; None: ``answer``.
 
     Raises:
         ValueError: gold answer, kind, options or format cannot be scored. The response alone never raises.
@@ -197,7 +186,7 @@ def score_answer(
 
 
 def comparison(answer: str, kind: str | None = None, options: Sequence[str] = ()) -> Comparison:
-    """What scores answers to one question; the way to check a dataset before a run meets its rows.
+    """The function that scores answers to one question; also checks the row of a dataset.
 
     Raises:
         ValueError: gold answer, kind or options cannot be scored (see `score_answer`).
@@ -237,7 +226,7 @@ def _parse(text: str, response_format: str | None) -> ParsedResponse | None:
 
 
 def _check_spans(spans: Any) -> None:
-    """Refuse true spans that no prediction can meet."""
+    """Refuse true spans that no prediction can match."""
     if isinstance(spans, (str, bytes)) or not isinstance(spans, Sequence):
         raise ValueError(f"`spans` is {spans!r}: it must be a list of (start, end) in seconds")
     try:

@@ -1,8 +1,8 @@
-"""What can happen in a clip, and what can be asked. Standard library only; everything follows from a seed.
+"""Scenes and questions. Standard library only; everything follows from a seed.
 
-A clip is a muted background with wandering distractors, a clock bar along the bottom edge, and a few *events*:
-a coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order
-of two); all others are there to be looked at by mistake.
+A clip is a muted background with moving distractors, a clock bar along the bottom edge, and a few *events*: a
+coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order of
+two); the others mislead.
 
 One second is one frame as the language model sees it: clips are sampled at 2 frames per second and Qwen2.5-VL
 merges two sampled frames into one temporal patch.
@@ -107,10 +107,10 @@ class Question:
 
     Attributes:
         task: one of `TASKS`.
-        text: the words asked.
+        text: its words.
         answer: one word.
         asked: index of the event that gives the answer.
-        evidence: indices of all events one has to see, `asked` first.
+        evidence: indices of all events that are needed, `asked` first.
     """
 
     task: str
@@ -144,9 +144,9 @@ def make_scene(dials: Dials, rng: random.Random) -> Scene:
         for (shape, colour), second in zip(pairs, seconds, strict=True)
     )
     free = [colour for colour in COLOURS if colour not in {event.colour for event in events}]
-    wanderers = tuple(_draw_distractor(free, rng) for _ in range(rng.randint(*dials.distractors)))
+    distractors = tuple(_draw_distractor(free, rng) for _ in range(rng.randint(*dials.distractors)))
     texture = rng.choice(dials.textures)
-    return Scene(dials.seconds, events, wanderers, texture, dials.noise, rng.getrandbits(32))
+    return Scene(dials.seconds, events, distractors, texture, dials.noise, rng.getrandbits(32))
 
 
 def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
@@ -169,7 +169,7 @@ def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
 
 
 def answer_of(event: Event, task: str) -> str:
-    """What one answers to a task when looking at this event, rightly or not."""
+    """The answer to a task according to this event, right or wrong."""
     return {"colour": event.colour, "shape": event.shape, "first": event.shape, "when": str(event.second)}[task]
 
 
