@@ -209,7 +209,7 @@ class Lessons:
     def _dialogue(self, scene: Scene, task: str, stage: Stage, frames: int) -> tuple[list[int], list[int]]:
         """Token ids of prompt and response; the prompt is what the chat template gives (a test compares)."""
         question = make_question(scene, task, self.rng)
-        focus = question.asked
+        focus = question.target
         if len(scene.events) > 1 and self.rng.random() < stage.lazy:
             focus = self.rng.choice([index for index in range(len(scene.events)) if index != focus])
         response = respond(scene, question, focus, self.rng, self.style) if stage.full else drill(scene, self.rng)

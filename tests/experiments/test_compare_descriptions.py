@@ -20,7 +20,7 @@ TEXT = (
 
 def metadata_of(scene, question):
     events = [{"shape": e.shape, "colour": e.colour, "second": e.second} for e in scene.events]
-    return {"events": events, "asked": question.asked}
+    return {"events": events, "asked": question.target}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -29,15 +29,15 @@ def test_the_honest_teacher_is_right_and_the_lazy_one_wrong(level: str) -> None:
         truth = metadata_of(scene, question)
         for focus in range(len(scene.events)):
             text = respond(scene, question, focus, random.Random(number))
-            honest = focus == question.asked
+            honest = focus == question.target
             assert described_rightly(truth, text) == (honest, honest), text
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_decisive_words_are_few_and_hold_all_that_tells_events_apart(level: str) -> None:
     for number, (scene, question) in enumerate(samples(LEVELS[level], 200, level)):
-        event = scene.events[question.asked]
-        words = respond(scene, question, question.asked, random.Random(number)).split()
+        event = scene.events[question.target]
+        words = respond(scene, question, question.target, random.Random(number)).split()
         decisive = [word for word, kept in zip(words, decisive_words(words), strict=True) if kept]
         assert decisive[-1] == question.answer == answer_of(event, question.task)
         assert str(event.second) in decisive[:2], "the commitment"
@@ -48,8 +48,8 @@ def test_the_decisive_words_are_few_and_hold_all_that_tells_events_apart(level: 
 def test_without_a_commitment_the_first_claim_decides_whatever_is_said_before_it() -> None:
     """Wanderers have colours too, and other events are named in asides: neither decides anything."""
     for number, (scene, question) in enumerate(samples(LEVELS["L3"], 200, "blunt")):
-        event = scene.events[question.asked]
-        words = respond(scene, question, question.asked, random.Random(number), Style(False, 3)).split()
+        event = scene.events[question.target]
+        words = respond(scene, question, question.target, random.Random(number), Style(False, 3)).split()
         kept = [i for i, keep in enumerate(decisive_words(words)) if keep]
         assert {words[i] for i in kept} <= {event.shape, event.colour, str(event.second)}
         assert words[kept[-1]] == question.answer

@@ -33,7 +33,7 @@ def test_the_rules_are_right_on_every_true_description() -> None:
 def test_the_rules_are_right_on_all_that_an_honest_policy_says() -> None:
     for number in range(5000):
         scene, question, rng = asked(number)
-        said = description_of(respond(scene, question, question.asked, rng))
+        said = description_of(respond(scene, question, question.target, rng))
         assert rule_answer(question.text, said) == question.answer, (question, said)
 
 
@@ -100,7 +100,7 @@ def test_noise_replaces_each_attribute_by_another_of_its_kind_as_often_as_told()
 def test_noise_is_nested_repeatable_and_the_same_wherever_a_word_stands() -> None:
     for number in range(300):
         scene, question, rng = asked(number)
-        said = respond(scene, question, question.asked, rng)
+        said = respond(scene, question, question.target, rng)
         little, more = (blurred(said, share, str(number), scene.seconds) for share in (0.2, 0.5))
         assert little == blurred(said, 0.2, str(number), scene.seconds)
         renamed: dict[str, str] = {}

@@ -90,9 +90,9 @@ def exists(path: str) -> bool:
 
 
 def rows_of_file(path: str) -> Iterator[Row]:
-    """The rows of a file, read as its suffix says: ``.jsonl`` JSON lines, ``.json`` one JSON list, ``.csv``.
+    """The rows of a file, by its suffix: ``.jsonl`` JSON lines, ``.json`` one JSON list, ``.csv``.
 
-    Rows that cannot be read carry their fault. Of a JSON list nothing can be read behind a place that is no JSON.
+    Rows that cannot be read carry their fault. A JSON list ends at the first place that is no JSON.
 
     Raises:
         OSError: there is no such file, or it cannot be read.

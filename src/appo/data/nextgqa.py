@@ -3,7 +3,7 @@
 Two forms are read. Official: csv with ``video_id`` and the answer as *text*, and ``gsub_{split}.json`` beside it:
 {video: {duration, fps, location: {qid: [[start, end], ...]}}}. Repackaged: a JSON list ``qid, question, video_path,
 options, answer (index as string), qtype, duration, time_clues``. Spans are for evaluation and for a grounding reward;
-they are never shown to the model.
+they are never in the prompt.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
         instruction: closes every prompt; None: the one of `response_format`.
         response_format: one of :data:`appo.rewards.templates.FORMATS`; rewards read it.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset, DatasetInfo
 
     features = _features()
@@ -44,7 +45,10 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
     try:
         instruction = INSTRUCTIONS[response_format] if instruction is None else instruction
         _write(path, questions, instruction, response_format, features.arrow_schema)
-        table, digest = _mapped(path)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
+            table = reader.read_all()
     finally:
         with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
             os.unlink(path)  # what is mapped stays readable
@@ -53,7 +57,7 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
 
 
 def _write(path: str, questions: Iterable[VideoQA], instruction: str, response_format: str, schema: Any) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     remaining = iter(questions)
     with pa.ipc.new_stream(path, schema) as writer:
@@ -108,16 +112,6 @@ class _Columns:
         columns = {name: pa.array(values, schema.field(name).type) for name, values in self.values.items()}
         columns["prompt"] = lists(self._messages_at, messages)
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def _mapped(path: str) -> tuple[Any, str]:
-    """The table of a file, mapped rather than read, and a digest of its content."""
-    import pyarrow as pa
-
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
-        return reader.read_all(), digest
 
 
 def _features() -> Any:

@@ -41,12 +41,13 @@ _LONGEST_SEARCHED = 10_000  # characters, from the end, in which answers and tim
 _Tags = list[tuple[int, int, str]]  # start, end and lower-case name of each tag
 
 
-def strict_answer(text: str, response_format: str) -> ParsedResponse | None:
-    """A response's parts if it is exactly of a format, one of `FORMATS`; else None.
+def strict_answer(text: str, response_format: str | None = None) -> ParsedResponse | None:
+    """A response's parts if it is exactly of a format, one of `FORMATS` (None: ``answer``); else None.
 
     Raises:
         ValueError: there is no such format.
     """
+    response_format = "answer" if response_format is None else response_format
     if not isinstance(response_format, str) or response_format not in FORMATS:
         raise ValueError(f"`response_format` is {response_format!r}: it must be one of {', '.join(FORMATS)}")
     return FORMATS[response_format](text)
@@ -65,7 +66,7 @@ def lenient_answer(text: str, question: VideoQA) -> ParsedResponse:
     body = _after_thought(text, tags)
     answer = parsed.answer if parsed else _pointed_at(_last_block(text, tags, "<answer>") or body)
     if not parsed and question.kind == "word":
-        answer = _first_sentence(answer).strip(_WRAPPING + ".")
+        answer = _SENTENCE_END.split(answer, maxsplit=1)[0].strip(_WRAPPING + ".")
     time = _time(_last_block(text, tags, "<time>") or body)
     return ParsedResponse("", _of_kind(answer, question), time if question.spans else "")
 
@@ -95,10 +96,6 @@ def _pointed_at(text: str) -> str:
     return rest.partition("\n")[0] or text
 
 
-def _first_sentence(text: str) -> str:
-    return _SENTENCE_END.split(text, maxsplit=1)[0]
-
-
 def _of_kind(answer: str, question: VideoQA) -> str:
     """The only letter, number or option in an answer; unchanged where it is one already, or has none or several."""
     options = question.options
@@ -111,7 +108,8 @@ def _of_kind(answer: str, question: VideoQA) -> str:
     else:
         return answer
     pointed = _pointed_at(answer)[-_LONGEST_SEARCHED:]
-    return find(pointed, options) or find(_first_sentence(pointed), options) or answer
+    first_sentence = _SENTENCE_END.split(pointed, maxsplit=1)[0]
+    return find(pointed, options) or find(first_sentence, options) or answer
 
 
 def _only_letter(text: str, options: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from appo.rewards.answer_parsing import strict_answer
 from appo.rewards.scorers import KINDS, Comparison
-from appo.rewards.templates import ParsedResponse, parse_spans
+from appo.rewards.templates import parse_spans
 from appo.rewards.temporal_iou import duration, temporal_iou
 
 
@@ -53,11 +53,10 @@ def accuracy_reward(
     choices = [None] * rows if options is None else _column("options", options, rows)
     formats = _column_or_one("response_format", response_format, rows)
 
-    def score(row: int) -> float:
-        text = completion_text(completions[row]) or ""
+    def score(row: int, text: str) -> float:
         return score_answer(text, answers[row], kinds[row], choices[row] or (), formats[row])
 
-    return _for_each_row("accuracy_reward", rows, score)
+    return _for_each_row("accuracy_reward", completions, score)
 
 
 def format_reward(
@@ -70,10 +69,10 @@ def format_reward(
     """
     formats = _column_or_one("response_format", response_format, len(completions))
 
-    def score(row: int) -> float:
-        return float(_parse(completion_text(completions[row]) or "", formats[row]) is not None)
+    def score(row: int, text: str) -> float:
+        return float(strict_answer(text, formats[row]) is not None)
 
-    return _for_each_row("format_reward", len(completions), score)
+    return _for_each_row("format_reward", completions, score)
 
 
 def temporal_iou_reward(
@@ -95,17 +94,16 @@ def temporal_iou_reward(
     """
     if spans is None:
         raise ValueError("temporal_iou_reward needs the true spans: add a column `spans` to the dataset")
-    rows = len(completions)
-    true = _column("spans", spans, rows)
-    formats = _column_or_one("response_format", response_format, rows)
+    true = _column("spans", spans, len(completions))
+    formats = _column_or_one("response_format", response_format, len(completions))
 
-    def score(row: int) -> float:
+    def score(row: int, text: str) -> float:
         _check_spans(true[row])
-        parsed = _parse(completion_text(completions[row]) or "", formats[row])
+        parsed = strict_answer(text, formats[row])
         predicted = parse_spans(parsed.time or parsed.answer) if parsed else None
         return float(temporal_iou(predicted, true[row])) if predicted else 0.0
 
-    return _for_each_row("temporal_iou_reward", rows, score)
+    return _for_each_row("temporal_iou_reward", completions, score)
 
 
 PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # name -> weight: APPO sec. 4
@@ -140,20 +138,17 @@ def _imported(path: str, setting: str) -> Callable[..., Any]:
     """The function at ``module.function`` or ``module:function``, of the current folder too."""
     module, _, name = str(path).partition(":") if ":" in str(path) else str(path).rpartition(".")
     if not module or not name:
-        raise ValueError(
-            f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function: "
-            "write module.function"
-        )
+        problem = f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function"
+        raise ValueError(f"{problem}: write module.function")
     # An installed command does not search the current folder. Last, so that no folder hides a library of its name.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), name, None)
     except Exception as error:  # importing runs the user's code
-        raise ValueError(
-            f"{setting} holds {path!r}, but importing {module!r} fails ({type(error).__name__}: {error}): correct the "
-            "path, and start in the module's folder or put it on PYTHONPATH"
-        ) from error
+        problem = f"{setting} holds {path!r}, but importing {module!r} fails ({type(error).__name__}: {error})"
+        fix = "correct the path, and start in the module's folder or put it on PYTHONPATH"
+        raise ValueError(f"{problem}: {fix}") from error
     if not callable(found) or not hasattr(found, "__name__"):
         what = f"has no {name!r}" if found is None else f"has {name!r}, but it is no function: {found!r}"
         raise ValueError(f"{setting} holds {path!r}, but {module!r} {what}: name a function")
@@ -181,7 +176,7 @@ def score_answer(
         ValueError: gold answer, kind, options or format cannot be scored. The response alone never raises.
     """
     compare = comparison(answer, kind, options)
-    parsed = _parse(text, response_format)
+    parsed = strict_answer(text, response_format)
     return compare(parsed.answer) if parsed else 0.0
 
 
@@ -220,11 +215,6 @@ def completion_text(completion: Any) -> str | None:
     return "".join(part for part in parts if isinstance(part, str)) if parts else None
 
 
-def _parse(text: str, response_format: str | None) -> ParsedResponse | None:
-    """A response's parts, or None if it is not of the format."""
-    return strict_answer(text, "answer" if response_format is None else response_format)
-
-
 def _check_spans(spans: Any) -> None:
     """Refuse true spans that no prediction can match."""
     if isinstance(spans, (str, bytes)) or not isinstance(spans, Sequence):
@@ -237,12 +227,12 @@ def _check_spans(spans: Any) -> None:
         raise ValueError(f"`spans` is {spans!r}, which covers no time: leave such rows out of the dataset")
 
 
-def _for_each_row(reward: str, rows: int, score: Callable[[int], float]) -> list[float]:
-    """The score of each row; what cannot be scored is raised with the reward and the row."""
+def _for_each_row(reward: str, completions: Sequence[Any], score: Callable[[int, str], float]) -> list[float]:
+    """The score of each (row, text of its completion); errors name the reward and the row."""
     rewards = []
-    for row in range(rows):
+    for row, completion in enumerate(completions):
         try:
-            rewards.append(score(row))
+            rewards.append(score(row, completion_text(completion) or ""))
         except ValueError as error:
             raise ValueError(f"{reward}, row {row}: {error}") from None
     return rewards

@@ -102,7 +102,7 @@ def _numeric(score: Callable[[Fraction, Fraction], float]) -> Callable[[str, Seq
 def same_number(predicted: Fraction, true: Fraction) -> float:
     """Video-R1's ``numerical``: 1.0 if equal at two decimals.
 
-    Its script also calls 3.0 wrong where 3 is asked for (one has a decimal point); here only values count.
+    Its script also refuses 3.0 for 3 (one has a decimal point); here only values count.
     """
     return float(round(float(predicted), 2) == round(float(true), 2))
 

@@ -70,14 +70,10 @@ def build_messages(qa: VideoQA, *, instruction: str = INSTRUCTION) -> list[dict[
     """
     if not (qa.video or qa.image):
         raise ValueError(f"question {qa.id!r} has neither a video nor an image: give one of the two")
-    content: list[dict[str, Any]] = []
-    if qa.video:
-        content.append(qa.video.to_part())
-    if qa.image:
-        content.append({"type": "image", "image": qa.image})
-    lines = [qa.question, *lettered(qa.options), instruction]
-    content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
-    return [{"role": "user", "content": content}]
+    video = [qa.video.to_part()] if qa.video else []
+    image = [{"type": "image", "image": qa.image}] if qa.image else []
+    text = "\n".join(filter(None, [qa.question, *lettered(qa.options), instruction]))
+    return [{"role": "user", "content": [*video, *image, {"type": "text", "text": text}]}]
 
 
 def parse_response(text: str) -> ParsedResponse | None:
@@ -151,7 +147,7 @@ def _split_blocks(text: str, names: Sequence[str]) -> list[str] | None:
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """The options as the model sees them, ``"A. ..."``; unchanged if they carry their letters already."""
+    """The options in a prompt, ``"A. ..."``; unchanged if they have their letters already."""
     if len(options) > len(_LETTERS):
         raise ValueError(f"{len(options)} options cannot be lettered: at most {len(_LETTERS)} are supported")
     if _are_lettered(options):
@@ -180,7 +176,7 @@ def answer_letter(answer: str, options: Sequence[str]) -> str | None:
 
 
 def option_texts(options: Sequence[str]) -> list[str]:
-    """The options without their letters, if they carry them."""
+    """The options without their letters, if they have them."""
     if not _are_lettered(options):
         return list(options)
     return [_LETTER_LABEL.sub("", option, count=1) for option in options]
@@ -200,7 +196,7 @@ def _letter_of_text(text: str, options: Sequence[str]) -> str | None:
 
 
 def _are_lettered(options: Sequence[str]) -> bool:
-    """Whether the options carry the letters A, B, C ... in order."""
+    """Whether the options have the letters A, B, C ... in order."""
     labels = [_LETTER_LABEL.match(option) for option in options]
     letters = [label and (label[1] or label[2]) for label in labels]
     return letters == list(_LETTERS[: len(options)])

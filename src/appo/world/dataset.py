@@ -21,7 +21,7 @@ HELD_OUT_SEED = 10_000  # far from any training seed: no evaluated clip is train
 
 
 def samples(dials: Dials, count: int, seed: int | str) -> Iterator[tuple[Scene, Question]]:
-    """`count` scenes with one question each, the tasks in turn. Sample i does not depend on `count`."""
+    """Scenes with one question each, the tasks in turn. Sample i does not depend on `count`."""
     for index in range(count):
         rng = random.Random(f"{seed}/{index}")  # text seeds: the same numbers in every Python version
         scene = make_scene(dials, rng)
@@ -70,12 +70,7 @@ def _drawn(level: str, count: int, seed: int) -> list[tuple[str, Scene, Question
 
 
 def load_annotations(path: str | Path) -> list[VideoQA]:
-    """Read an annotations file, or the one in a folder; its video paths are relative to where it lies.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: a line is no question; names file and line.
-    """
+    """Read an annotations file, or the one in a folder; its video paths are relative to it. Raises as `read`."""
     return list(read("spotlight", path))
 
 
@@ -95,7 +90,7 @@ def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, A
             "seconds": scene.seconds,
             "event_frames": evidence,
             "events": events,
-            "asked": question.asked,
+            "asked": question.target,
             "texture": scene.texture,
             "reasoning": _reasoning(name, scene, question),
         },
@@ -104,6 +99,6 @@ def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, A
 
 def _reasoning(name: str, scene: Scene, question: Question) -> str:
     """The reasoning of an honest teacher, for supervised training."""
-    response = parse_response(respond(scene, question, question.asked, random.Random(f"{name}/reasoning")))
+    response = parse_response(respond(scene, question, question.target, random.Random(f"{name}/reasoning")))
     assert response is not None
     return response.think

@@ -65,7 +65,8 @@ def summarize(questions: Sequence[VideoQA], groups: Sequence[Sequence[str]]) -> 
     ]
     formats = [parse_response(text) is not None for group in groups for text in group]
     mixed = [0 < sum(row) < len(row) for row in rewards]
-    apart = [_committed_apart(group, row) for group, row, kept in zip(groups, rewards, mixed, strict=True) if kept]
+    groups_and_rewards = zip(groups, rewards, strict=True)
+    apart = [_committed_apart(group, row) for group, row in groups_and_rewards if 0 < sum(row) < len(row)]
     summary: dict[str, Any] = {
         "accuracy": _mean([reward for row in rewards for reward in row]),
         "format": _mean(formats),

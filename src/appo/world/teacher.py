@@ -108,7 +108,7 @@ COMMITTING = Style()
 def respond(scene: Scene, question: Question, focus: int, rng: random.Random, style: Style = COMMITTING) -> str:
     """A response that names event number `focus` and reports, checks and answers what is there.
 
-    `focus = question.asked` is the honest teacher; any other the lazy one, consistent in its mistake.
+    `focus = question.target` is the honest teacher; any other the lazy one, consistent in its mistake.
     """
     event = scene.events[focus]
     answer = answer_of(event, question.task)

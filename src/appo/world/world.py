@@ -4,7 +4,7 @@ A clip is a muted background with moving distractors, a clock bar along the bott
 coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order of
 two); the others mislead.
 
-One second is one frame as the language model sees it: clips are sampled at 2 frames per second and Qwen2.5-VL
+One second is one frame of the language model: clips are sampled at 2 frames per second and Qwen2.5-VL
 merges two sampled frames into one temporal patch.
 """
 
@@ -18,13 +18,13 @@ COLOURS = ("red", "green", "blue", "yellow", "pink", "cyan", "orange", "purple")
 DISTRACTORS = ("ball", "ring", "bar")
 TASKS = ("colour", "shape", "first", "when")
 
-MAX_SECONDS = 12  # the clock bar has this many segments, so a second looks alike in short and long clips
+MAX_SECONDS = 12  # the clock bar has this many segments, so a second is drawn alike in short and long clips
 CELLS = 4  # 2 x 2, one merged vision token each
 
 FAMILIAR_TEXTURES = ("plain", "gradient", "stripes", "checks")
 NEW_TEXTURES = ("clouds", "waves", "rays")
 
-# Every shape and every colour misses one partner: 8 of 64 pairs, never seen at level 1 nor in the warm start.
+# Every shape and every colour misses one partner: 8 of 64 pairs, in neither level 1 nor the warm start.
 HELD_OUT_PAIRS = frozenset((SHAPES[i], COLOURS[(3 * i + 1) % 8]) for i in range(8))
 
 
@@ -109,14 +109,14 @@ class Question:
         task: one of `TASKS`.
         text: its words.
         answer: one word.
-        asked: index of the event that gives the answer.
-        evidence: indices of all events that are needed, `asked` first.
+        target: index of the event that gives the answer.
+        evidence: indices of all events that are needed, `target` first.
     """
 
     task: str
     text: str
     answer: str
-    asked: int
+    target: int
     evidence: tuple[int, ...]
 
 
@@ -158,14 +158,14 @@ def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
         rng.shuffle(names)
         text = f"which came first , the {names[0]} or the {names[1]} ?"
         return Question(task, text, events[early].shape, early, (early, late))
-    asked = rng.randrange(len(events))
-    event = events[asked]
+    target = rng.randrange(len(events))
+    event = events[target]
     text = {
         "colour": f"what colour is the {event.shape} ?",
         "shape": f"what shape is the {event.colour} one ?",
         "when": f"when does the {event.shape} appear ?",
     }[task]
-    return Question(task, text, answer_of(event, task), asked, (asked,))
+    return Question(task, text, answer_of(event, task), target, (target,))
 
 
 def answer_of(event: Event, task: str) -> str:
