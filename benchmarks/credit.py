@@ -135,7 +135,7 @@ def ask(model: Any, processor: Any, questions: Sequence[VideoQA], responses: int
         right_G = torch.tensor([score_answer(text, question.answer, question.kind) for text in texts])
         rated = zip(ids_G, texts, right_G, strict=True)
         samples = [Sample(ids.tolist(), text, right[None]) for ids, text, right in rated]
-        made.append(Asked(Group({}, question, prompt, samples=samples), ids_G, right_G))
+        made.append(SampledGroup(Group({}, question, prompt, samples=samples), ids_G, right_G))
     return made
 
 

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.models.prefix_packing import IGNORED
-from appo.world.clips import decode, encode
-from appo.world.drawing import FPS, render
-from appo.world.teacher import COMMITTING, Manner, drill, respond
+from appo.world.drawing import FPS, decode, encode, render
+from appo.world.teacher import COMMITTING, Style, drill, respond
 from appo.world.world import (
     CELLS,
     COLOURS,
@@ -166,10 +165,10 @@ class Lessons:
     """Draws batches from pools of clips."""
 
     def __init__(
-        self, processor: Qwen2_5_VLProcessor, pools: dict[int, Pool], seed: int, manner: Manner = COMMITTING
+        self, processor: Qwen2_5_VLProcessor, pools: dict[int, Pool], seed: int, style: Style = COMMITTING
     ) -> None:
         self.pools = pools
-        self.manner = manner
+        self.style = style
         self.rng = random.Random(f"lessons/{seed}")
         self.words = processor.tokenizer.get_vocab()
         self.processor = processor
@@ -210,10 +209,10 @@ class Lessons:
     def _dialogue(self, scene: Scene, task: str, stage: Stage, frames: int) -> tuple[list[int], list[int]]:
         """Token ids of prompt and response; the prompt is what the chat template gives (a test compares)."""
         question = make_question(scene, task, self.rng)
-        focus = question.asked
+        focus = question.target
         if len(scene.events) > 1 and self.rng.random() < stage.lazy:
             focus = self.rng.choice([index for index in range(len(scene.events)) if index != focus])
-        response = respond(scene, question, focus, self.rng, self.manner) if stage.full else drill(scene, self.rng)
+        response = respond(scene, question, focus, self.rng, self.style) if stage.full else drill(scene, self.rng)
         pads = " <|video_pad|>" * (frames * CELLS)
         prompt = (
             f"<|im_start|> user <|vision_start|>{pads} <|vision_end|> {question.text} <|im_end|> <|im_start|> assistant"

@@ -93,7 +93,7 @@ def lesson(rng: random.Random) -> list[tuple[str, str]]:
         description = scene_in_words({"events": [asdict(event) for event in scene.events]})
         more = [make_question(scene, rng.choice(TASKS), rng) for _ in range(MORE_QUESTIONS)]
     else:
-        description = description_of(respond(scene, question, question.asked, rng))
+        description = description_of(respond(scene, question, question.target, rng))
     prompt = reasoning_prompt(VideoQA("", None, question.text, question.answer), description)
     turns = [(prompt, question.answer), *((other.text, other.answer) for other in more)]
     return [(asked, f"<answer> {answer} </answer>") for asked, answer in turns]

@@ -44,7 +44,7 @@ from appo.world.dataset import generate
 from appo.world.measure import measure
 from appo.world.policy import build_policy
 from appo.world.processor import build_processor
-from appo.world.teacher import COMMITTING, Manner
+from appo.world.teacher import COMMITTING, Style
 from appo.world.world import CELLS, LEVELS, Dials
 
 # In distribution, with mild variants (noise, longer clips, more distractors), or unseen ones break the format first.
@@ -106,14 +106,14 @@ def warm_start(recipe: Recipe, output: Path) -> dict[str, Any]:
 
 
 def lessons_of(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, recipe: Recipe, manner: Manner
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, recipe: Recipe, style: Style
 ) -> Lessons:
-    """What a recipe's clips teach, as this model's vision sees them, in a teacher's manner."""
+    """What a recipe's clips teach, as this model's vision sees them, in a teacher's style."""
     pools = {
         8: build_pool(model, processor, SHORT, recipe.short_clips, recipe.seed),
         12: build_pool(model, processor, LONG, recipe.long_clips, recipe.seed + 1),
     }
-    return Lessons(processor, pools, recipe.seed, manner)
+    return Lessons(processor, pools, recipe.seed, style)
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, record: dict[str, Any], output: Path) -> None:

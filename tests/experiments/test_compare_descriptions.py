@@ -8,7 +8,7 @@ import pytest
 
 from appo.experiments.compare.measurements import decisive_words, describe, described_rightly
 from appo.world.dataset import samples
-from appo.world.teacher import ASIDES, Manner, respond
+from appo.world.teacher import ASIDES, Style, respond
 from appo.world.world import LEVELS, answer_of
 
 TEXT = (
@@ -20,7 +20,7 @@ TEXT = (
 
 def metadata_of(scene, question):
     events = [{"shape": e.shape, "colour": e.colour, "second": e.second} for e in scene.events]
-    return {"events": events, "asked": question.asked}
+    return {"events": events, "asked": question.target}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -29,15 +29,15 @@ def test_the_honest_teacher_is_right_and_the_lazy_one_wrong(level: str) -> None:
         truth = metadata_of(scene, question)
         for focus in range(len(scene.events)):
             text = respond(scene, question, focus, random.Random(number))
-            honest = focus == question.asked
+            honest = focus == question.target
             assert described_rightly(truth, text) == (honest, honest), text
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_decisive_words_are_few_and_distinguish_events(level: str) -> None:
     for number, (scene, question) in enumerate(samples(LEVELS[level], 200, level)):
-        event = scene.events[question.asked]
-        words = respond(scene, question, question.asked, random.Random(number)).split()
+        event = scene.events[question.target]
+        words = respond(scene, question, question.target, random.Random(number)).split()
         decisive = [word for word, kept in zip(words, decisive_words(words), strict=True) if kept]
         assert decisive[-1] == question.answer == answer_of(event, question.task)
         assert str(event.second) in decisive[:2], "the commitment"
@@ -48,8 +48,8 @@ def test_the_decisive_words_are_few_and_distinguish_events(level: str) -> None:
 def test_without_a_commitment_the_first_claim_decides_whatever_precedes_it() -> None:
     """Wanderers have colours too, and other events are named in asides: neither decides anything."""
     for number, (scene, question) in enumerate(samples(LEVELS["L3"], 200, "blunt")):
-        event = scene.events[question.asked]
-        words = respond(scene, question, question.asked, random.Random(number), Manner(False, 3)).split()
+        event = scene.events[question.target]
+        words = respond(scene, question, question.target, random.Random(number), Style(False, 3)).split()
         kept = [i for i, keep in enumerate(decisive_words(words)) if keep]
         assert {words[i] for i in kept} <= {event.shape, event.colour, str(event.second)}
         assert words[kept[-1]] == question.answer
@@ -62,7 +62,7 @@ def test_without_a_commitment_the_first_claim_decides_whatever_precedes_it() -> 
 def test_asides_are_as_many_as_requested() -> None:
     scene, question = next(samples(LEVELS["L1"], 1, 0))
     plain = respond(scene, question, 0, random.Random(1))
-    talk = respond(scene, question, 0, random.Random(1), Manner(True, 4))
+    talk = respond(scene, question, 0, random.Random(1), Style(True, 4))
     before = talk.split(" at ")[0]
     assert sum(before.count(aside) for aside in set(ASIDES)) == 5, "the opening and four more"
     assert len(talk.split()) >= len(plain.split()) + 4 * 5 - 12

@@ -33,7 +33,7 @@ def test_the_rules_are_right_on_every_true_description() -> None:
 def test_the_rules_are_right_on_all_responses_of_an_honest_policy() -> None:
     for number in range(5000):
         scene, question, rng = made_question(number)
-        described = description_of(respond(scene, question, question.asked, rng))
+        described = description_of(respond(scene, question, question.target, rng))
         assert rule_answer(question.text, described) == question.answer, (question, described)
 
 
@@ -104,7 +104,7 @@ def test_noise_replaces_each_attribute_by_another_of_its_kind_at_the_given_share
 def test_noise_is_nested_repeatable_and_the_same_wherever_a_word_stands() -> None:
     for number in range(300):
         scene, question, rng = made_question(number)
-        described = respond(scene, question, question.asked, rng)
+        described = respond(scene, question, question.target, rng)
         little, more = (blurred(described, share, str(number), scene.seconds) for share in (0.2, 0.5))
         assert little == blurred(described, 0.2, str(number), scene.seconds)
         renamed: dict[str, str] = {}

@@ -155,7 +155,7 @@ def test_teacher_speaks_the_format_and_survives_the_tokenizer(policy):
             text = teach(scene, question, focus, random.Random(number))
             parsed = parse_response(text)
             assert parsed is not None
-            assert (parsed.answer == question.answer) or focus != question.asked
+            assert (parsed.answer == question.answer) or focus != question.target
             ids = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids, skip_special_tokens=True) == text

@@ -1,8 +1,8 @@
-"""What a benchmark is: its annotation files as questions, and responses to them as official scores.
+"""The base class of benchmarks: annotation files -> questions, responses -> official scores.
 
-One subclass in one file says what differs from benchmark to benchmark; docs/data.md («Adding a benchmark») shows one.
-A response is marked once (`Mark`), and every figure averages a `Measure` of the marks. How right an answer is says
-the function that also rewards training (:func:`appo.rewards.functions.comparison`), so score and reward are one.
+A benchmark is one subclass in one file; docs/data.md («Adding a benchmark») shows one. A response is marked once
+(`Mark`), and every figure averages a `Measure` of the marks. Scores and training rewards use the same function,
+:func:`appo.rewards.functions.comparison`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from appo.types import VideoQA
 
 @dataclass(frozen=True)
 class Mark:
-    """One response, marked.
+    """The mark of one response.
 
     Attributes:
-        vote: what it says, equal for responses that say the same; None where nothing is read.
+        vote: its answer in canonical form, for majority votes; None where there is none.
         right: how right its answer is, 0 to 1.
-        overlap: IoU and IoP of its time with the true spans; None where no time is read or none was asked for.
+        overlap: IoU and IoP of its time with the true spans; None where there is no time, or no true span.
     """
 
     vote: Hashable | None = None
@@ -40,11 +40,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is averaged: a value of each mark, None where there is nothing that an official script would count.
+    """A value of each mark, to be averaged.
 
     Attributes:
-        name: as the figure is called.
-        of: the value of a mark, 0 to 1.
+        name: of the figure.
+        of: the value of a mark, 0 to 1; None where an official script would not count the response.
         graded: whether it may lie between 0 and 1 where the answer is right or wrong.
     """
 
@@ -54,19 +54,18 @@ class Measure:
 
 
 class Benchmark(ABC):
-    """One benchmark. A subclass sets `name`, writes `question`, and changes of the rest what differs.
+    """One benchmark. A subclass sets `name`, writes `question`, and overrides what differs.
 
     Attributes:
-        name: what ``--dataset`` and :func:`appo.data.load` call it.
-        splits: its parts; empty: it has none.
+        name: in ``--dataset`` and :func:`appo.data.load`.
+        splits: empty: it has none.
         file_name: of the annotations in their folder; ``{split}`` stands for the split.
-        kinds: the kinds of answers that its questions have, of :data:`appo.rewards.scorers.KINDS`: how they are
-            rewarded and scored.
-        response_format: what its prompts ask for, one of :data:`appo.rewards.templates.FORMATS`.
-        measures: what is averaged over all questions; the first is the headline.
-        part_fields: fields of the metadata; for each of their values the headline is also given. With several fields
-            the figures are called ``field/value``.
-        part_order: in which order such figures are shown; others follow by name.
+        kinds: of its answers, from :data:`appo.rewards.scorers.KINDS`: how they are rewarded and scored.
+        response_format: that its prompts request, one of :data:`appo.rewards.templates.FORMATS`.
+        measures: averaged over all questions; the first is the headline.
+        part_fields: fields of the metadata; each of their values has a headline too, called ``field/value`` where
+            there are several fields.
+        part_order: order of such figures; others follow by name.
     """
 
     name: ClassVar[str]
@@ -83,11 +82,11 @@ class Benchmark(ABC):
 
         Args:
             annotations: the file, or the folder that holds it; may be a URL.
-            split: one of `splits`, or None: all that there is.
+            split: one of `splits`, or None: all rows.
 
         Raises:
             OSError: there is no such file.
-            ValueError: a file is not of its format as a whole, or `annotation_file` says so.
+            ValueError: a whole file is not of its format, or as `annotation_file`.
         """
         return rows_of_file(self.annotation_file(annotations, split))
 
@@ -105,25 +104,25 @@ class Benchmark(ABC):
 
     @abstractmethod
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
-        """The question of a row.
+        """The question of a row without fault.
 
         Args:
-            row: of `rows`, without fault.
+            row: one of `rows`.
             videos: the folder that paths of videos and images start from.
             split: as in `rows`.
 
         Raises:
-            RowError: the row is not of the schema; its getters raise this by themselves.
+            RowError: the row is not of the schema; its getters raise this.
         """
 
     def parts(self, question: VideoQA) -> Sequence[str]:
-        """The sub-scores that a question counts in, each the headline's measure over its questions."""
-        said = [(name, question.metadata.get(name)) for name in self.part_fields]
+        """The sub-scores that a question counts in: the headline's measure over their questions."""
+        values = [(name, question.metadata.get(name)) for name in self.part_fields]
         prefixed = len(self.part_fields) > 1
-        return [f"{name}/{value}" if prefixed else str(value) for name, value in said if value is not None]
+        return [f"{name}/{value}" if prefixed else str(value) for name, value in values if value is not None]
 
     def path(self, question: VideoQA) -> tuple[str, ...]:
-        """For means of means: the groups that a question is in, from the outermost to the innermost."""
+        """For means of means: the groups of a question, from the outermost to the innermost."""
         return ()
 
     def answer_fault(self, row: Row, question: VideoQA) -> RowError | None:
@@ -140,11 +139,7 @@ class Benchmark(ABC):
         return None
 
     def marker(self, question: VideoQA, *, lenient: bool = False) -> Callable[[str], Mark]:
-        """What marks the responses to a question.
-
-        Args:
-            question: with its gold answer.
-            lenient: read a response as a forgiving reader would, not strictly in the format asked for.
+        """The function that marks responses to a question, by strict or by `lenient` parsing.
 
         Raises:
             ValueError: the gold answer cannot be scored; names the question.
@@ -163,12 +158,12 @@ class Benchmark(ABC):
         return mark
 
     def score(self, question: VideoQA, text: str, *, lenient: bool = False) -> float:
-        """What one response counts in the headline, 0 to 1. Arguments and errors: `marker`."""
+        """The headline's value of one response, 0 to 1. Arguments and errors: `marker`."""
         return self.measures[0].of(self.marker(question, lenient=lenient)(text)) or 0.0
 
 
 def _vote(answer: str, question: VideoQA) -> Hashable | None:
-    """What an answer says, equal for answers that say the same."""
+    """An answer in canonical form."""
     if question.kind == "letter":
         return answer_letter(answer, question.options)
     if question.kind in ("number", "regression", "mra"):
@@ -178,9 +173,9 @@ def _vote(answer: str, question: VideoQA) -> Hashable | None:
 
 
 def _overlap(parsed: ParsedResponse, question: VideoQA) -> tuple[Fraction, Fraction] | None:
-    """IoU and IoP of the time that a response names; of several spans from the first start to the last end.
+    """IoU and IoP of a response's time; several spans count as one, from the first start to the last end.
 
-    Source: not in NExT-GQA, whose script takes one span. So it never pays to name several.
+    Source: not in NExT-GQA, whose script takes one span. So naming several never pays.
     """
     spans = parse_spans(parsed.time)
     if not spans or not question.spans:

@@ -1,7 +1,7 @@
-"""Annotation files -> rows that know where they stand: JSON lists, JSON lines and csv, here or behind a URL.
+"""Annotation files -> rows with their places: JSON lists, JSON lines and csv, local or behind a URL.
 
 All but a JSON *object* is read row by row, so that a file of any size takes the memory of a row. A row that cannot be
-read is a row too: it carries its fault, so that a walk over the file loses nothing else.
+read carries its fault, so that the other rows are read nevertheless.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIXES = (".json", ".jsonl", ".csv")
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object has a key twice, of which Python would keep the last value without a word."""
+    """A JSON object has a key twice; Python would silently keep the last value."""
 
     def __init__(self, key: str, fields: Mapping[str, Any]) -> None:
         super().__init__(f"the key `{key}` stands twice")
@@ -31,7 +31,6 @@ class RepeatedKeyError(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of keys that each stand once. Raises RepeatedKeyError."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise RepeatedKeyError(_repeated([key for key, _ in pairs]), fields)
@@ -39,7 +38,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(names: Sequence[str]) -> str:
-    """The first name that stands more than once, "" if none does."""
+    """The first name that is there more than once, or ""."""
     return next((name for name, count in Counter(names).items() if count > 1), "")
 
 
@@ -91,9 +90,9 @@ def exists(path: str) -> bool:
 
 
 def rows_of_file(path: str) -> Iterator[Row]:
-    """The rows of a file, read as its suffix says: ``.jsonl`` JSON lines, ``.json`` one JSON list, ``.csv``.
+    """The rows of a file, by its suffix: ``.jsonl`` JSON lines, ``.json`` one JSON list, ``.csv``.
 
-    Rows that cannot be read carry their fault. Of a JSON list nothing can be read behind a place that is no JSON.
+    Rows that cannot be read carry their fault. A JSON list ends at the first place that is no JSON.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -103,9 +102,9 @@ def rows_of_file(path: str) -> Iterator[Row]:
         yield from read(path, file)
 
 
-def joined(found: Iterator[Row], more: Callable[[Row], Mapping[str, Any]]) -> Iterator[Row]:
-    """The rows with more fields, of other files; a row for which there are none carries that as its fault."""
-    for row in found:
+def with_fields(rows: Iterator[Row], more: Callable[[Row], Mapping[str, Any]]) -> Iterator[Row]:
+    """Rows with more fields, from other files; a RowError of `more` becomes the row's fault."""
+    for row in rows:
         if row.fault is None:
             try:
                 row = Row(row.place, {**row.fields, **more(row)}, row.index)
@@ -129,22 +128,19 @@ def read_object(path: str) -> dict[str, Any]:
 
 
 def open_text(path: str) -> AbstractContextManager[TextIO]:
-    """Open a text file, local or behind a URL; a byte order mark is skipped.
+    """Open a text file, local or behind a URL; a byte order mark is skipped. Raises OSError.
 
     A byte that is not UTF-8 becomes half a character, so that it spoils its own row only (see `_foreign_byte`).
-
-    Raises:
-        OSError: it cannot be opened.
     """
-    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with _named(path):
-        opened = _fsspec().open(path, "r", **how).open() if is_url(path) else open(path, **how)  # noqa: SIM115
+        opened = _fsspec().open(path, "r", **options).open() if is_url(path) else open(path, **options)  # noqa: SIM115
     return cast("AbstractContextManager[TextIO]", opened)
 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What goes wrong with a path becomes an OSError that names it: each file system has errors of its own."""
+    """Every error becomes an OSError that names the path: each file system has its own errors."""
     try:
         yield
     except FileNotFoundError:
@@ -163,18 +159,15 @@ def _fsspec() -> Any:
 
 
 def _json_lines(path: str, file: TextIO) -> Iterator[Row]:
-    index = 0
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
+    lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    for index, (number, line) in enumerate(lines):
         place = f"{path}, line {number}"
         try:
             yield _row(place, index, _UNIQUE.decode(line), line)
         except RepeatedKeyError as error:
-            yield Row(place, index=index).faulty(str(error), ONE_OF_TWO)
+            yield _row(place, index, error, line)
         except (ValueError, RecursionError) as error:
             yield Row(place, index=index).faulty(f"no JSON ({error})", "write one JSON object a line")
-        index += 1
 
 
 def _json_list(path: str, file: TextIO) -> Iterator[Row]:
@@ -198,11 +191,7 @@ def _json_list(path: str, file: TextIO) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield broken(f"no JSON ({getattr(error, 'msg', error)})")
             return
-        place = f"{path}, index {index}"
-        if isinstance(value, RepeatedKeyError):
-            yield Row(place, index=index).faulty(str(value), ONE_OF_TWO)
-        else:
-            yield _row(place, index, value, text)
+        yield _row(f"{path}, index {index}", index, value, text)
         index += 1
         mark = scanner.mark()
         if mark == ",":
@@ -215,13 +204,13 @@ def _json_list(path: str, file: TextIO) -> Iterator[Row]:
 
 
 class _Scanner:
-    """The text of a file, of which only what has not been decoded is held."""
+    """The text of a file; only what has not been decoded is in memory."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._text, self._at, self._size = file, "", 0, CHUNK
 
     def mark(self) -> str:
-        """Step over white space and one character, which is returned; "" at the end."""
+        """Skip white space and return the next character; "" at the end."""
         while True:
             while self._at < len(self._text):
                 self._at += 1
@@ -231,14 +220,14 @@ class _Scanner:
                 return ""
 
     def value(self) -> tuple[Any, str]:
-        """Decode the value that starts at the last mark; with its text. A `RepeatedKeyError` is such a value too."""
+        """The value that starts at the last mark, or its `RepeatedKeyError`; and its text."""
         self._at -= 1
         repeated: RepeatedKeyError | None = None
         while True:
             try:
                 value, end = (_DECODER if repeated else _UNIQUE).raw_decode(self._text, self._at)
             except RepeatedKeyError as error:
-                repeated = error  # where the value ends must be found all the same
+                repeated = error  # the end of the value is needed nevertheless
             except json.JSONDecodeError:
                 if not self._more():
                     raise
@@ -287,7 +276,9 @@ def _csv_rows(path: str, file: TextIO) -> Iterator[Row]:
 
 
 def _row(place: str, index: int, fields: Any, text: str) -> Row:
-    """The row that was read of a text, or why that is none."""
+    """The row that was read from a text, or its fault."""
+    if isinstance(fields, RepeatedKeyError):
+        return Row(place, index=index).faulty(str(fields), ONE_OF_TWO)
     if byte := _foreign_byte(text):
         return Row(place, index=index).faulty(f"not UTF-8 text (byte {byte})", "convert the file to UTF-8")
     if not isinstance(fields, dict):

@@ -1,8 +1,8 @@
 """Your own questions, one JSON object a line: ``video, image, question, options, answer, spans, metadata``.
 
 ``question``, ``answer`` and one of ``video`` and ``image`` must be there. ``id`` (default: the row's number) and
-``kind`` (default: letter where there are options, else word) may be. Any other column is refused, because a
-misspelt one would be lost without a word. JSON lists (``.json``) are read as well.
+``kind`` (default: letter where there are options, else word) may be. Any other column is refused: a
+misspelt one would be lost silently. JSON lists (``.json``) are read as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from appo.rewards.templates import answer_letter
 from appo.types import VideoQA, VideoSource
 
 COLUMNS = ("video", "image", "question", "options", "answer", "spans", "metadata", "id", "kind")
-WITH_A_MEANING = ("clip", "frames_fps", "event_frames")  # in the metadata; they become fields of the question
+FIELDS = ("clip", "frames_fps", "event_frames")  # of the metadata, that become fields of the question
 
 
 class OwnQuestions(Benchmark):
@@ -42,10 +42,14 @@ class OwnQuestions(Benchmark):
                 raise row.error(problem, "correct one of the two", NO_OPTION)
             answer = letter
         metadata = row.part("metadata")
-        shown = _shown(metadata)
+        start, end = metadata.clip("clip") if metadata.fields.get("clip") is not None else (None, None)
+        fps = metadata.number("frames_fps") if metadata.fields.get("frames_fps") is not None else None
+        if fps is not None and fps <= 0:
+            problem = f"`frames_fps` in `metadata` is {metadata.fields['frames_fps']!r}"
+            raise metadata.error(problem, "write frames per second")
         return VideoQA(
             id=row.text("id") if "id" in fields else str(row.index),
-            video=VideoSource(join(videos, row.text("video")), *shown) if fields.get("video") else None,
+            video=VideoSource(join(videos, row.text("video")), start, end, fps) if fields.get("video") else None,
             image=join(videos, row.text("image")) if fields.get("image") else "",
             question=row.text("question"),
             answer=answer,
@@ -53,19 +57,9 @@ class OwnQuestions(Benchmark):
             options=options,
             spans=row.spans("spans") if fields.get("spans") else (),
             event_frames=row.event_frames(),
-            metadata={name: value for name, value in metadata.fields.items() if name not in WITH_A_MEANING},
+            metadata={name: value for name, value in metadata.fields.items() if name not in FIELDS},
         )
 
     def parts(self, question: VideoQA) -> list[str]:
         """The kind of answer."""
         return [f"kind/{question.kind}"]
-
-
-def _shown(metadata: Row) -> tuple[float | None, float | None, float | None]:
-    """What of the video is shown: start and end of ``clip``, and ``frames_fps``."""
-    said = metadata.fields
-    start, end = (None, None) if said.get("clip") is None else metadata.clip("clip")
-    fps = None if said.get("frames_fps") is None else metadata.number("frames_fps")
-    if fps is not None and fps <= 0:
-        raise metadata.error(f"`frames_fps` in `metadata` is {said['frames_fps']!r}", "write frames per second")
-    return start, end, fps

@@ -1,7 +1,7 @@
 """MVBench: 20 tasks of 200 questions, one JSON list a task. HF: OpenGVLab/MVBench
 
-``video, question, candidates, answer (text)``, some with ``start, end`` seconds; episodic_reasoning shows folders of
-frames taken at 3 a second. Score: accuracy per task; average = all right answers / all questions.
+``video, question, candidates, answer (text)``, some with ``start, end`` seconds; episodic_reasoning has folders of
+frames, 3 a second. Score: accuracy per task; average = all right answers / all questions.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ class MVBench(Benchmark):
         for path in files:
             task = stem(path)
             if task not in FOLDERS:
-                raise ValueError(
-                    f"{path}: {task!r} is no task of MVBench; name the file as one of {', '.join(FOLDERS)}"
-                )
+                known = ", ".join(FOLDERS)
+                raise ValueError(f"{path}: {task!r} is no task of MVBench; name the file as one of {known}")
             if split in (None, task):
                 try:
                     for row in rows_of_file(path):

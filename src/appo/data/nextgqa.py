@@ -3,7 +3,7 @@
 Two forms are read. Official: csv with ``video_id`` and the answer as *text*, and ``gsub_{split}.json`` beside it:
 {video: {duration, fps, location: {qid: [[start, end], ...]}}}. Repackaged: a JSON list ``qid, question, video_path,
 options, answer (index as string), qtype, duration, time_clues``. Spans are for evaluation and for a grounding reward;
-they are never shown to the model.
+they are never in the prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from appo.data.benchmark import Benchmark, Measure
-from appo.data.files import join, joined, parent, read_object, rows_of_file, stem
+from appo.data.files import join, parent, read_object, rows_of_file, stem, with_fields
 from appo.data.nextqa import five_options, question_group, with_video_files
 from appo.data.row import Row
 from appo.types import VideoQA, VideoSource
@@ -62,7 +62,7 @@ class NextGQA(Benchmark):
                 raise row.error(f"video {row.text('video_id')}, qid {row.text('qid')} is not in {gsub_path}", fix)
             return {"time_clues": spans, "duration": video.get("duration")}
 
-        return joined(with_video_files(rows_of_file(path), parent(path), "video_id"), clues)
+        return with_fields(with_video_files(rows_of_file(path), parent(path), "video_id"), clues)
 
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
         """One row, of either form."""

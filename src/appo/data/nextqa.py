@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appo.data.benchmark import Benchmark
-from appo.data.files import exists, join, joined, parent, read_object, rows_of_file
+from appo.data.files import exists, join, parent, read_object, rows_of_file, with_fields
 from appo.data.row import Row
 from appo.types import VideoQA, VideoSource
 
@@ -54,7 +54,7 @@ def five_options(row: Row) -> tuple[str, ...]:
     return tuple(row.text(f"a{index}") for index in range(5))
 
 
-def with_video_files(found: Iterator[Row], folder: str, column: str) -> Iterator[Row]:
+def with_video_files(rows: Iterator[Row], folder: str, column: str) -> Iterator[Row]:
     """Rows with the ``file`` of their video: as ``map_vid_vidorID.json`` beside the csv says, else ``{video}.mp4``."""
     map_path = join(folder, VIDEO_MAP)
     names = read_object(map_path) if exists(map_path) else None
@@ -65,7 +65,7 @@ def with_video_files(found: Iterator[Row], folder: str, column: str) -> Iterator
             raise row.error(f"video {video!r} is not in {map_path}", "take map and csv of the same release")
         return {"file": f"{names[video] if names else video}.mp4"}
 
-    return joined(found, file)
+    return with_fields(rows, file)
 
 
 def question_group(row: Row, column: str) -> str:

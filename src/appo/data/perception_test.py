@@ -27,13 +27,13 @@ class PerceptionTest(Benchmark):
     part_fields = ("area", "reasoning")
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """One row a question, each with its ``video_id`` and, where it is cut, the ``end`` of what is shown."""
+        """One row a question, each with its ``video_id`` and, where the video is cut, its ``end``."""
         path = self.annotation_file(annotations, split)
         cuts = _cuts(path, split)
         for video_id, fields in read_object(path).items():
             video = Row(f"{path}, video {video_id}", fields if isinstance(fields, dict) else {})
             try:
-                yield from _asked(video, video_id, cuts.get(video_id, -1))
+                yield from _questions(video, video_id, cuts.get(video_id, -1))
             except RowError as error:
                 yield Row(video.place, fault=error)
 
@@ -52,23 +52,22 @@ class PerceptionTest(Benchmark):
         )
 
 
-def _asked(video: Row, video_id: str, cut: object) -> list[Row]:
-    """The questions about one video."""
-    asked = video.value("mc_question")
-    if not isinstance(asked, list):
+def _questions(video: Row, video_id: str, cut: object) -> list[Row]:
+    questions = video.value("mc_question")
+    if not isinstance(questions, list):
         raise video.error("`mc_question` is no list of questions", "write [{id, question, options, ...}]")
-    seconds, end = _seconds(video), _end(video, cut)
-    rows = [Row(f"{video.place}, mc_question {index}", index=index) for index in range(len(asked))]
+    more = {"video_id": video_id, "end": _end(video, cut), "duration": _seconds(video)}
+    rows = [Row(f"{video.place}, mc_question {index}", index=index) for index in range(len(questions))]
     return [
-        replace(row, fields={**one, "video_id": video_id, "end": end, "duration": seconds})
-        if isinstance(one, dict)
-        else row.faulty(f"holds a {type(one).__name__}", "write an object {id, question, options, ...}")
-        for row, one in zip(rows, asked, strict=True)
+        replace(row, fields=fields | more)
+        if isinstance(fields, dict)
+        else row.faulty(f"holds a {type(fields).__name__}", "write an object {id, question, options, ...}")
+        for row, fields in zip(rows, questions, strict=True)
     ]
 
 
 def _cuts(path: str, split: str | None) -> dict[str, object]:
-    """At which frame videos are cut."""
+    """The frames at which videos are cut."""
     cut_path = join(parent(path), f"cut_frame_mapping_{split or stem(path).removeprefix(PREFIX)}.json")
     if not exists(cut_path):
         fix = "put the official file there (a file that holds {} says that no video is cut)"
@@ -88,11 +87,11 @@ def _end(video: Row, cut: object) -> float | None:
 
 
 def _seconds(video: Row) -> float | None:
-    """How long the whole video is, where the metadata say it."""
-    stated = _metadata(video)
-    if stated.fields.get("num_frames") is None or not stated.fields.get("frame_rate"):
+    """The duration of the whole video, if stated."""
+    metadata = _metadata(video)
+    if metadata.fields.get("num_frames") is None or not metadata.fields.get("frame_rate"):
         return None
-    return stated.number("num_frames") / stated.number("frame_rate")
+    return metadata.number("num_frames") / metadata.number("frame_rate")
 
 
 def _metadata(video: Row) -> Row:

@@ -1,4 +1,4 @@
-"""One row of an annotation file: where it stands, getters that name what it lacks, letters of options."""
+"""One row of an annotation file: its place, getters whose errors name it, letters of options."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
-# What can be wrong with a row that says something. The sorts that need its video are in `appo.data.validation`.
+# Categories of a row's faults; those that need its video are in `appo.data.validation`.
 UNREADABLE, DUPLICATE = "unreadable row", "duplicate"
 OUT_OF_RANGE, NO_OPTION = "answer out of range", "options without the answer"
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options
-LONGEST = 1000  # characters of a message; what is in the middle of a longer one is left out
+LONGEST = 1000  # characters of a message; the middle of a longer one is left out
 
 
 class RowError(ValueError):
-    """A row cannot be used. The message names place, problem and fix in one line.
-
-    Attributes:
-        category: the sort of fault: `UNREADABLE`, `OUT_OF_RANGE`, `NO_OPTION` or `DUPLICATE`.
-    """
+    """A row cannot be used. The message names place, problem and fix in one line; `category` is one of those above."""
 
     def __init__(self, message: str, category: str = UNREADABLE) -> None:
         # Half characters must not end the program when they are printed.
@@ -31,13 +27,13 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands.
+    """One row.
 
     Attributes:
         place: file and line, or index, or video.
-        fields: what the row says.
+        fields: its values.
         index: its number in its file, from 0.
-        fault: why the row cannot be read; `appo.data` raises it where the row's question is asked for.
+        fault: why it cannot be read; raised in place of its question.
     """
 
     place: str
@@ -46,7 +42,7 @@ class Row:
     fault: RowError | OSError | None = None
 
     def error(self, problem: str, fix: str, category: str = UNREADABLE) -> RowError:
-        """The error of this row: place, what is wrong, what to do."""
+        """An error with this row's place, to be raised."""
         return RowError(f"{self.place}: {problem}; {fix}", category)
 
     def faulty(self, problem: str, fix: str) -> Row:
@@ -54,7 +50,7 @@ class Row:
         return replace(self, fields={}, fault=self.error(problem, fix))
 
     def value(self, name: str) -> Any:
-        """A field that must be there and hold something."""
+        """A field that must be there and not be empty."""
         value = self.fields.get(name)
         if value is None or value == "":
             problem = f"`{name}` is empty" if name in self.fields else f"there is no field `{name}`"
@@ -89,7 +85,7 @@ class Row:
         return spans
 
     def clip(self, name: str, pair: Any = None) -> tuple[float, float]:
-        """(start, end) seconds of the part of a video that is shown, of a field or given."""
+        """(start, end) seconds of the part of a video that is used, of a field or given."""
         ((start, end),) = self.spans(name, [self.value(name) if pair is None else pair])
         if start == end:
             raise self.error(f"`{name}` is {[start, end]}, which is no time", "write [start, end] seconds")
@@ -105,7 +101,7 @@ class Row:
         return tuple(frames)
 
     def part(self, name: str) -> Row:
-        """The object in a field as a row of its own, so that what it lacks is named as well; {} where there is none."""
+        """The object in a field as a row of its own, with the same errors; {} where there is none."""
         fields = self.fields.get(name) or {}
         if not isinstance(fields, dict):
             raise self.error(f"`{name}` is {fields!r}", "write an object {...}")
@@ -151,5 +147,5 @@ class Row:
 
 
 def _is_plain(value: Any) -> TypeGuard[str]:
-    """Whether a value is a text as most are, with which nothing can be wrong: a short cut."""
+    """Whether a value is a text as most are, that needs no further check: a short cut."""
     return type(value) is str and value.isascii() and not value.isspace() and value != ""

@@ -15,7 +15,7 @@ from appo.data.files import is_file, join, rows_of_file
 from appo.data.row import LETTERS, OUT_OF_RANGE, Row
 from appo.types import VideoQA, VideoSource
 
-DRAWN = 3  # wrong answers shown in training
+DRAWN = 3  # wrong answers in a training prompt
 
 
 class SeedBenchR1(Benchmark):
@@ -26,18 +26,18 @@ class SeedBenchR1(Benchmark):
     part_fields = ("split",)
 
     def rows(self, annotations: str, split: str | None) -> Iterator[Row]:
-        """JSON lines; the file itself is given, for its name differs from release to release."""
+        """JSON lines; `annotations` is the file itself, because its name differs from release to release."""
         if not is_file(annotations):
             raise ValueError(f"{annotations}: give the annotation file itself, e.g. annotations/training.jsonl")
         return rows_of_file(annotations)
 
     def question(self, row: Row, videos: str, split: str | None) -> VideoQA:
         """One row, of either form."""
-        validates = "golden_choice_idx" in row.fields
-        if split and (split == "train") == validates:
-            kind = "a validation" if validates else "a training"
+        is_validation = "golden_choice_idx" in row.fields
+        if split and (split == "train") == is_validation:
+            kind = "a validation" if is_validation else "a training"
             raise row.error(f"this is {kind} row, but split is {split!r}", "give the file of that split")
-        if validates:
+        if is_validation:
             options = tuple(row.text(f"choice_{letter}") for letter in "abcd")
             answer = row.text("golden_choice_idx").strip().upper()
             if answer not in LETTERS[:4] or len(answer) != 1:
@@ -62,9 +62,9 @@ class SeedBenchR1(Benchmark):
 
 
 def draw_options(row: Row) -> tuple[tuple[str, ...], str]:
-    """The right answer among 3 drawn wrong ones, and its letter; the same for a sample in every run.
+    """The right answer among 3 drawn wrong ones, and its letter.
 
-    Source: not in the paper. SEED-Bench-R1 draws anew at each start; a seed of the sample makes runs comparable.
+    Source: not in the paper. SEED-Bench-R1 draws anew at each start; here the sample is the seed, so runs compare.
     """
     right = row.text("answer")
     wrong = [text for text in dict.fromkeys(row.texts("negative_answers")) if text != right]

@@ -18,26 +18,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000  # rows that exist as Python objects at the same time
-PLAIN = ("answer", "kind", "response_format", "id", "question", "metadata")  # columns of one text a row
+COPIED = ("answer", "kind", "options", "id", "question", "spans", "event_frames")  # columns that are fields of VideoQA
 TEXTS = ("type", "video", "image", "text")
-PART = (*TEXTS, *CLIP_KEYS)  # what a part of a message may have
+PART = (*TEXTS, *CLIP_KEYS)  # keys of a part of a message
 _to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, response_format: str = "answer") -> Dataset:
-    """Questions as training rows: the prompt and what reward functions and records need.
+    """Questions as training rows: the prompt, and the columns for reward functions and records.
 
-    The table is written to a temporary file and mapped, so that its size is no memory of the process.
-
-    Columns: ``prompt`` (messages), ``answer``, ``kind``, ``options``, ``response_format``, ``id``, ``question``,
-    ``spans``, ``event_frames`` (null where the dataset does not know them) and ``metadata`` (as JSON text: datasets
-    differ in what they say).
+    The table is written to a temporary file and mapped, so that it takes no memory of the process. Columns: ``prompt``
+    (messages), ``answer``, ``kind``, ``options``, ``response_format``, ``id``, ``question``, ``spans``,
+    ``event_frames`` (may be null) and ``metadata`` (JSON text, because datasets differ in it).
 
     Args:
-        questions: what to ask.
-        instruction: closes every prompt; None: the one that asks for `response_format`.
+        questions: one a row.
+        instruction: closes every prompt; None: the one of `response_format`.
         response_format: one of :data:`appo.rewards.templates.FORMATS`; rewards read it.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset, DatasetInfo
 
     features = _features()
@@ -46,7 +45,10 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
     try:
         instruction = INSTRUCTIONS[response_format] if instruction is None else instruction
         _write(path, questions, instruction, response_format, features.arrow_schema)
-        table, digest = _mapped(path)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
+            table = reader.read_all()
     finally:
         with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
             os.unlink(path)  # what is mapped stays readable
@@ -55,15 +57,15 @@ def rows_of(questions: Iterable[VideoQA], instruction: str | None = None, respon
 
 
 def _write(path: str, questions: Iterable[VideoQA], instruction: str, response_format: str, schema: Any) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
-    asked = iter(questions)
+    remaining = iter(questions)
     with pa.ipc.new_stream(path, schema) as writer:
         while True:
             columns = _Columns()
-            for question in islice(asked, ROWS_AT_ONCE):
+            for question in islice(remaining, ROWS_AT_ONCE):
                 columns.add(question, build_messages(question, instruction=instruction), response_format)
-            if not columns.plain["id"]:
+            if not columns.values["id"]:
                 return
             writer.write_batch(columns.batch(schema))
 
@@ -71,26 +73,23 @@ def _write(path: str, questions: Iterable[VideoQA], instruction: str, response_f
 class _Columns:
     """Rows as columns of plain values.
 
-    Rows as dictionaries would be thousands of containers that live for a while: Python's garbage collector then walks
-    over everything that is loaded, again and again, which took two fifths of the time.
+    Rows as dictionaries would be thousands of containers, over which Python's garbage collector walks again and again:
+    that took two fifths of the time.
     """
 
     def __init__(self) -> None:
-        self.plain: dict[str, list[str]] = {name: [] for name in PLAIN}
+        self.values: dict[str, list[Any]] = {name: [] for name in (*COPIED, "response_format", "metadata")}
         self._roles: list[str] = []
         self._parts: dict[str, list[Any]] = {name: [] for name in PART}
-        self._options: list[str] = []
-        self._seconds: list[float] = []
-        self._event_frames: list[tuple[int, ...] | None] = []
-        # Where each row's (or message's) share of a flat list begins; the last is where the next one will.
-        self._messages_at, self._parts_at, self._options_at, self._spans_at = [0], [0], [0], [0]
+        # Where the messages of each row, and the parts of each message, begin; the last is where the next will.
+        self._messages_at, self._parts_at = [0], [0]
 
     def add(self, question: VideoQA, messages: Sequence[Mapping[str, Any]], response_format: str) -> None:
-        """One more row."""
-        metadata = _to_json(question.metadata)
-        values = question.answer, question.kind, response_format, question.id, question.question, metadata
-        for name, value in zip(PLAIN, values, strict=True):
-            self.plain[name].append(value)
+        """Add a row."""
+        for name in COPIED:
+            self.values[name].append(getattr(question, name))
+        self.values["response_format"].append(response_format)
+        self.values["metadata"].append(_to_json(question.metadata))
         for message in messages:
             self._roles.append(message["role"])
             for part in message["content"]:
@@ -98,12 +97,6 @@ class _Columns:
                     column.append(part.get(name))
             self._parts_at.append(len(self._parts["type"]))
         self._messages_at.append(len(self._roles))
-        self._options += question.options
-        self._options_at.append(len(self._options))
-        for span in question.spans:
-            self._seconds += span
-        self._spans_at.append(len(self._seconds) // 2)
-        self._event_frames.append(question.event_frames)
 
     def batch(self, schema: Any) -> Any:
         """The rows as Arrow's record batch."""
@@ -112,29 +105,13 @@ class _Columns:
         def lists(starts: list[int], values: Any) -> Any:
             return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
 
-        part = [
-            pa.array(column, pa.string() if name in TEXTS else pa.float64()) for name, column in self._parts.items()
-        ]
+        types = {name: pa.string() if name in TEXTS else pa.float64() for name in PART}
+        part = [pa.array(values, types[name]) for name, values in self._parts.items()]
         contents = lists(self._parts_at, pa.StructArray.from_arrays(part, list(PART)))
         messages = pa.StructArray.from_arrays([pa.array(self._roles, pa.string()), contents], ["role", "content"])
-        spans = lists(list(range(0, len(self._seconds) + 1, 2)), pa.array(self._seconds, pa.float64()))
-        columns = {name: pa.array(values, pa.string()) for name, values in self.plain.items()} | {
-            "prompt": lists(self._messages_at, messages),
-            "options": lists(self._options_at, pa.array(self._options, pa.string())),
-            "spans": lists(self._spans_at, spans),
-            "event_frames": pa.array(self._event_frames, pa.list_(pa.int64())),
-        }
+        columns = {name: pa.array(values, schema.field(name).type) for name, values in self.values.items()}
+        columns["prompt"] = lists(self._messages_at, messages)
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def _mapped(path: str) -> tuple[Any, str]:
-    """The table of a file, mapped rather than read, and a digest of its content."""
-    import pyarrow as pa
-
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
-        return reader.read_all(), digest
 
 
 def _features() -> Any:

@@ -332,9 +332,9 @@ def find_fix(
     for (kind, *values), count in votes.most_common():
         if kind == "replace":
             return PathFix("", values[0], values[1], count + len(existing), files)
-        kept = sum(Path(values[0], os.path.relpath(path, root)).is_file() for path in existing)
-        if count + kept > len(existing):
-            return PathFix(values[0], found=count + kept, files=files)
+        still = sum(Path(values[0], os.path.relpath(path, root)).is_file() for path in existing)
+        if count + still > len(existing):
+            return PathFix(values[0], found=count + still, files=files)
     return None
 
 

@@ -1,12 +1,15 @@
 """Rewards: plain functions of TRL's shape, ``f(completions, **columns) -> list[float]``, chosen by name.
 
-`score_answer` is the one place that says how right an answer is; training and evaluation both call it, so they cannot
-drift. A response that is not as it should be scores 0 and never raises; a *dataset* that is not as it should be
-raises, because every reward of the run would be wrong.
+`score_answer` alone decides how right an answer is: training and evaluation both call it, so they cannot drift. A
+response in the wrong format scores 0 and never raises; a *dataset* that cannot be scored raises, because every reward
+of the run would be wrong. Columns that all rewards take:
 
-Rewards are weighted by the setting ``reward_weights``; the one that the setting ``accuracy_reward`` names also splits a
-group into high and low responses, at ``threshold``. The soft punishment of overlong responses is the setting
-``overlong_cache``, for it needs the longest length and no dataset (see :class:`appo.APPOConfig`).
+- ``completions``: texts, or conversations whose last message is the assistant's.
+- ``response_format``: names of `FORMATS`, one a completion or one for all; missing: ``answer``.
+
+The setting ``reward_weights`` weights the rewards; the one named by ``accuracy_reward`` also splits a group into high
+and low responses, at ``threshold``. The soft punishment of overlong responses is the setting ``overlong_cache``: it
+needs the longest length and no dataset (see :class:`appo.APPOConfig`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 from appo.rewards.answer_parsing import strict_answer
 from appo.rewards.scorers import KINDS, Comparison
-from appo.rewards.templates import ParsedResponse, parse_spans
+from appo.rewards.templates import parse_spans
 from appo.rewards.temporal_iou import duration, temporal_iou
 
 
@@ -34,13 +37,10 @@ def accuracy_reward(
     """How right the answer of each completion is, from 0.0 to 1.0 (see `score_answer`).
 
     Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        answer: the dataset's column of gold answers, one a completion.
-        kind: the column that says how the answer is compared (see `KINDS`), or one kind for all. Missing: ``letter``
-            where there are options, else ``word``.
+        answer: the column of gold answers, one a completion.
+        kind: how answers are compared (see `KINDS`), a column or one for all; missing: ``letter`` where there are
+            options, else ``word``.
         options: the column of choices.
-        response_format: the column of formats asked for (see `FORMATS`), or one for all. Missing: ``answer``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
 
     Raises:
         ValueError: a column is missing, of another length, or holds what cannot be scored; names row and fix.
@@ -53,33 +53,26 @@ def accuracy_reward(
     choices = [None] * rows if options is None else _column("options", options, rows)
     formats = _column_or_one("response_format", response_format, rows)
 
-    def score(row: int) -> float:
-        text = completion_text(completions[row]) or ""
+    def score(row: int, text: str) -> float:
         return score_answer(text, answers[row], kinds[row], choices[row] or (), formats[row])
 
-    return _for_each_row("accuracy_reward", rows, score)
+    return _for_each_row("accuracy_reward", completions, score)
 
 
 def format_reward(
     completions: Sequence[Any], response_format: Sequence[str | None] | str | None = None, **kwargs: Any
 ) -> list[float]:
-    """1.0 for each completion that is exactly of the format its row asks for, else 0.0.
-
-    Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        response_format: a column of names of `FORMATS`, or one for all. Missing: ``answer``, that is
-            ``<think>...</think><answer>...</answer>``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
+    """1.0 for each completion that is exactly of its row's format, else 0.0.
 
     Raises:
         ValueError: the column is of another length or names no format.
     """
     formats = _column_or_one("response_format", response_format, len(completions))
 
-    def score(row: int) -> float:
-        return float(_parse(completion_text(completions[row]) or "", formats[row]) is not None)
+    def score(row: int, text: str) -> float:
+        return float(strict_answer(text, formats[row]) is not None)
 
-    return _for_each_row("format_reward", len(completions), score)
+    return _for_each_row("format_reward", completions, score)
 
 
 def temporal_iou_reward(
@@ -90,31 +83,27 @@ def temporal_iou_reward(
 ) -> list[float]:
     """Temporal IoU of the spans each completion predicts with the union of the true ones, exact, from 0.0 to 1.0.
 
-    The predicted spans (see `parse_spans`) are what stands in ``<time>`` where the row's format is
-    ``grounded``, and else in ``<answer>``. No format, no spans: 0.0.
+    The predicted spans (see `parse_spans`) are in ``<time>`` where the row's format is ``grounded``, else in
+    ``<answer>``. No format, no spans: 0.0.
 
     Args:
-        completions: texts, or conversations whose last message is the assistant's.
-        spans: the dataset's column of true spans: for each completion a list of ``(start, end)`` in seconds.
-        response_format: the column of formats asked for (see `FORMATS`), or one for all. Missing: ``answer``.
-        kwargs: the dataset's other columns and what TRL adds; not used.
+        spans: the column of true spans: for each completion a list of ``(start, end)`` in seconds.
 
     Raises:
         ValueError: a column is missing, of another length, or holds what cannot be scored; names row and fix.
     """
     if spans is None:
         raise ValueError("temporal_iou_reward needs the true spans: add a column `spans` to the dataset")
-    rows = len(completions)
-    true = _column("spans", spans, rows)
-    formats = _column_or_one("response_format", response_format, rows)
+    true = _column("spans", spans, len(completions))
+    formats = _column_or_one("response_format", response_format, len(completions))
 
-    def score(row: int) -> float:
+    def score(row: int, text: str) -> float:
         _check_spans(true[row])
-        parsed = _parse(completion_text(completions[row]) or "", formats[row])
+        parsed = strict_answer(text, formats[row])
         predicted = parse_spans(parsed.time or parsed.answer) if parsed else None
         return float(temporal_iou(predicted, true[row])) if predicted else 0.0
 
-    return _for_each_row("temporal_iou_reward", rows, score)
+    return _for_each_row("temporal_iou_reward", completions, score)
 
 
 PAPER_REWARDS = {"accuracy": 0.9, "format": 0.1}  # name -> weight: APPO sec. 4
@@ -129,9 +118,8 @@ def reward_functions(names: Sequence[str], setting: str = "rewards") -> list[Cal
     """The reward functions that a configuration names, in its order.
 
     Args:
-        names: a name of `REWARDS`, or the path of a function: ``module.function`` or ``module:function``. Its module is
-            imported, that is: its code is run.
-        setting: what the setting is called, for messages.
+        names: of `REWARDS`, or paths ``module.function`` or ``module:function``, whose modules are imported.
+        setting: its name, for messages.
 
     Raises:
         ValueError: a name that leads to no function, or two functions that would be logged under one name.
@@ -150,21 +138,17 @@ def _imported(path: str, setting: str) -> Callable[..., Any]:
     """The function at ``module.function`` or ``module:function``, of the current folder too."""
     module, _, name = str(path).partition(":") if ":" in str(path) else str(path).rpartition(".")
     if not module or not name:
-        raise ValueError(
-            f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function: "
-            "write module.function"
-        )
-    # Python itself looks in the current folder when it runs a file or a module of it, but not for an installed command.
-    # It comes last, so that a folder called like a library does not take the library's place.
+        problem = f"{setting} holds {path!r}, which is neither one of {', '.join(REWARDS)} nor the path of a function"
+        raise ValueError(f"{problem}: write module.function")
+    # An installed command does not search the current folder. Last, so that no folder hides a library of its name.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), name, None)
     except Exception as error:  # importing runs the user's code
-        raise ValueError(
-            f"{setting} holds {path!r}, but importing {module!r} fails ({type(error).__name__}: {error}): correct the "
-            "path, and start in the module's folder or put it on PYTHONPATH"
-        ) from error
+        problem = f"{setting} holds {path!r}, but importing {module!r} fails ({type(error).__name__}: {error})"
+        fix = "correct the path, and start in the module's folder or put it on PYTHONPATH"
+        raise ValueError(f"{problem}: {fix}") from error
     if not callable(found) or not hasattr(found, "__name__"):
         what = f"has no {name!r}" if found is None else f"has {name!r}, but it is no function: {found!r}"
         raise ValueError(f"{setting} holds {path!r}, but {module!r} {what}: name a function")
@@ -182,22 +166,22 @@ def score_answer(
     """How right a response's answer is: from 0.0 to 1.0, one of the two for letters, words and numbers.
 
     Args:
-        text: the whole response. Unless it is exactly of the format asked for it is wrong, whatever it says.
+        text: the whole response; wrong unless it is exactly of the format.
         answer: the gold answer.
         kind: how the two are compared, one of `KINDS`; None: ``letter`` if there are options, else ``word``.
-        options: the choices as shown, lettered or not; empty for open questions.
-        response_format: the format asked for, one of `FORMATS`; None: ``answer``.
+        options: the choices, lettered or not; empty for open questions.
+        response_format: one of `FORMATS`; None: ``answer``.
 
     Raises:
         ValueError: gold answer, kind, options or format cannot be scored. The response alone never raises.
     """
     compare = comparison(answer, kind, options)
-    parsed = _parse(text, response_format)
+    parsed = strict_answer(text, response_format)
     return compare(parsed.answer) if parsed else 0.0
 
 
 def comparison(answer: str, kind: str | None = None, options: Sequence[str] = ()) -> Comparison:
-    """What scores answers to one question; the way to check a dataset before a run meets its rows.
+    """The function that scores answers to one question; also checks the row of a dataset.
 
     Raises:
         ValueError: gold answer, kind or options cannot be scored (see `score_answer`).
@@ -231,13 +215,8 @@ def completion_text(completion: Any) -> str | None:
     return "".join(part for part in parts if isinstance(part, str)) if parts else None
 
 
-def _parse(text: str, response_format: str | None) -> ParsedResponse | None:
-    """A response's parts, or None if it is not of the format."""
-    return strict_answer(text, "answer" if response_format is None else response_format)
-
-
 def _check_spans(spans: Any) -> None:
-    """Refuse true spans that no prediction can meet."""
+    """Refuse true spans that no prediction can match."""
     if isinstance(spans, (str, bytes)) or not isinstance(spans, Sequence):
         raise ValueError(f"`spans` is {spans!r}: it must be a list of (start, end) in seconds")
     try:
@@ -248,12 +227,12 @@ def _check_spans(spans: Any) -> None:
         raise ValueError(f"`spans` is {spans!r}, which covers no time: leave such rows out of the dataset")
 
 
-def _for_each_row(reward: str, rows: int, score: Callable[[int], float]) -> list[float]:
-    """The score of each row; what cannot be scored is raised with the reward and the row."""
+def _for_each_row(reward: str, completions: Sequence[Any], score: Callable[[int, str], float]) -> list[float]:
+    """The score of each (row, text of its completion); errors name the reward and the row."""
     rewards = []
-    for row in range(rows):
+    for row, completion in enumerate(completions):
         try:
-            rewards.append(score(row))
+            rewards.append(score(row, completion_text(completion) or ""))
         except ValueError as error:
             raise ValueError(f"{reward}, row {row}: {error}") from None
     return rewards

@@ -1,10 +1,8 @@
-"""Kinds of answers: how each is compared with the gold answer, on a scale from 0 to 1.
+"""Kinds of answers: how each is compared with the gold answer, from 0 to 1, in training and evaluation alike.
 
-Letters and words are right or wrong; the graded kinds are those of Video-R1 (``number``, ``ocr``, ``text``,
-``regression``) and of VSI-Bench (``mra``). The rules that both training and evaluation use are here and nowhere else.
-
-A kind takes gold answer and options, refuses what cannot be scored (ValueError), and returns the comparison of one
-answer, which never raises.
+Letters and words are right or wrong; the other kinds are those of Video-R1 (``number``, ``ocr``, ``text``,
+``regression``) and of VSI-Bench (``mra``). A kind takes gold answer and options, raises ValueError for what cannot be
+scored, and returns the comparison of one answer, which never raises.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ def _canonical_unit(unit: str) -> str:
 
 
 def _letter(gold: str, options: Sequence[str]) -> Comparison:
-    """Right is an answer that names the same option, by letter or by text."""
+    """Right: the answer names the same option, by letter or by text."""
     letter = answer_letter(gold, options)
     if letter is None:
         among = f"among the {len(options)} options {list(options)!r}" if options else "a letter"
@@ -75,7 +73,7 @@ def _letter(gold: str, options: Sequence[str]) -> Comparison:
 
 
 def _word(gold: str, options: Sequence[str]) -> Comparison:
-    """Right are the same words, but for case, white space and closing punctuation."""
+    """Right: the same words, but for case, white space and closing punctuation."""
     if options and normalize_words(gold) not in map(normalize_words, option_texts(options)):
         raise ValueError(f"`answer` is {gold!r}, which is not among the options {list(options)!r}")
     words = normalize_words(gold)
@@ -91,10 +89,10 @@ def _numeric(score: Callable[[Fraction, Fraction], float]) -> Callable[[str, Seq
             raise ValueError(f"`answer` is {gold!r}, which is not a number: correct it, or choose another kind")
 
         def compare(answer: str) -> float:
-            said = parse_number(answer)
-            if said is None or (said.unit and true.unit and said.unit != true.unit):
+            found = parse_number(answer)
+            if found is None or (found.unit and true.unit and found.unit != true.unit):
                 return 0.0
-            return score(said.value, true.value)
+            return score(found.value, true.value)
 
         return compare
 
@@ -104,7 +102,7 @@ def _numeric(score: Callable[[Fraction, Fraction], float]) -> Callable[[str, Seq
 def same_number(predicted: Fraction, true: Fraction) -> float:
     """Video-R1's ``numerical``: 1.0 if equal at two decimals.
 
-    Its script also calls 3.0 wrong where 3 is asked for (one has a decimal point); here only values count.
+    Its script also refuses 3.0 for 3 (one has a decimal point); here only values count.
     """
     return float(round(float(predicted), 2) == round(float(true), 2))
 
@@ -147,8 +145,7 @@ def _ocr(gold: str, options: Sequence[str]) -> Comparison:
 def _text(gold: str, options: Sequence[str]) -> Comparison:
     """Video-R1's ``free-form``: the mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, on stems.
 
-    ROUGE reads ASCII letters and digits only. A gold answer of a single word has no pairs of words, so that the very
-    same word scores 2/3: that is the published measure.
+    A gold answer of one word has no pairs of words, so the same word scores 2/3: that is the published measure.
     """
     if re.search("[a-z0-9]", gold.lower()) is None:
         raise ValueError(f"`answer` is {gold!r}: ROUGE reads ASCII letters and digits only, choose another kind")
@@ -162,7 +159,7 @@ def _text(gold: str, options: Sequence[str]) -> Comparison:
 
 @cache
 def _rouge() -> Any:
-    """ROUGE as its authors' settings have it; loaded at first use, for it takes a second."""
+    """ROUGE with its authors' settings; loaded at first use, because it takes a second."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

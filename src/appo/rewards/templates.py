@@ -1,8 +1,7 @@
-"""The prompt templates and the parsers of their answers: two halves of one contract.
+"""The prompt templates and the parsers of their answers.
 
-The prompt asks for ``<think>...</think><answer>...</answer>``, for grounded questions with ``<time>...</time>`` behind
-it; the parser accepts exactly that and nothing else, because a parser more forgiving than its prompt pays a policy for
-leaving the format.
+A prompt requests ``<think>...</think><answer>...</answer>``, for grounded questions followed by ``<time>...</time>``.
+The parser accepts exactly that: a more lenient parser would reward a policy for leaving the format.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from appo.types import VideoQA
 
-# Raised by one whenever prompts, or what is read out of a response, change: scores of two versions do not compare.
+# Raised by one whenever prompts or parsing change: scores of two versions do not compare.
 PROMPT_VERSION = 1
 PARSER_VERSION = 1
 
@@ -48,11 +47,7 @@ _LIST_OPENING = re.compile(r"\[\s*[\[(]")
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """A response that kept to the format; its parts without surrounding white space.
-
-    Attributes:
-        time: when the answer is seen, in the words of the response; empty where the format does not ask for it.
-    """
+    """A response of the format; its parts without surrounding white space, ``time`` empty where there is none."""
 
     think: str
     answer: str
@@ -75,21 +70,17 @@ def build_messages(qa: VideoQA, *, instruction: str = INSTRUCTION) -> list[dict[
     """
     if not (qa.video or qa.image):
         raise ValueError(f"question {qa.id!r} has neither a video nor an image: give one of the two")
-    content: list[dict[str, Any]] = []
-    if qa.video:
-        content.append(qa.video.to_part())
-    if qa.image:
-        content.append({"type": "image", "image": qa.image})
-    lines = [qa.question, *lettered(qa.options), instruction]
-    content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
-    return [{"role": "user", "content": content}]
+    video = [qa.video.to_part()] if qa.video else []
+    image = [{"type": "image", "image": qa.image}] if qa.image else []
+    text = "\n".join(filter(None, [qa.question, *lettered(qa.options), instruction]))
+    return [{"role": "user", "content": [*video, *image, {"type": "text", "text": text}]}]
 
 
 def parse_response(text: str) -> ParsedResponse | None:
-    """Split a response into its two parts, or None if it is not exactly of the format asked for.
+    """The two parts of a response, or None if it is not exactly of the format.
 
-    Strict: nothing but white space around or between the two blocks, each tag once, in order and in lower case,
-    and an answer that is not empty. Linear in the length of the text.
+    Only white space is around or between the two blocks, each tag is there once, in order and in lower case, and the
+    answer is not empty. Linear in the length of the text.
     """
     blocks = _split_blocks(text, _BLOCKS)
     return ParsedResponse(*blocks) if blocks and blocks[1] else None
@@ -104,7 +95,7 @@ def parse_grounded_response(text: str) -> ParsedResponse | None:
     return ParsedResponse(*blocks) if blocks and blocks[1] and parse_spans(blocks[2]) else None
 
 
-# The formats a dataset can ask for, by the name its column `response_format` has for them.
+# The parsers, by the names in the column `response_format`.
 FORMATS: dict[str, Callable[[str], ParsedResponse | None]] = {
     "answer": parse_response,
     "grounded": parse_grounded_response,
@@ -112,7 +103,7 @@ FORMATS: dict[str, Callable[[str], ParsedResponse | None]] = {
 
 
 def parse_spans(text: str) -> list[tuple[Fraction, Fraction]] | None:
-    """The time spans that a text consists of, in seconds and exactly as written, or None.
+    """The time spans of a text that has nothing else, in seconds and exactly as written; or None.
 
     One span is ``[3.2, 5]``, ``(3.2, 5)``, ``3.2 - 5`` or ``3.2 to 5``; the last two may stand in brackets too. A time
     is digits with or without a decimal point, and may carry its unit: ``s``, ``sec`` or ``seconds``. Several spans are
@@ -140,12 +131,12 @@ def parse_spans(text: str) -> list[tuple[Fraction, Fraction]] | None:
 
 
 def _split_blocks(text: str, names: Sequence[str]) -> list[str] | None:
-    """What stands in ``<name>...</name>`` of each name, if the text is these blocks in order and nothing else."""
+    """The text in ``<name>...</name>`` of each name, if the text is these blocks in order and nothing else."""
     text = text.strip()
     tags = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
     if any(text.count(tag) != 1 for tag in tags):
         return None
-    # Each tag is there once, so if they lie in order, the blocks can be neither nested nor doubled.
+    # Each tag is there once: in order, the blocks are neither nested nor doubled.
     starts = [text.find(tag) for tag in tags]
     ends = [start + len(tag) for start, tag in zip(starts, tags, strict=True)]
     if starts != sorted(starts) or starts[0] != 0 or ends[-1] != len(text):
@@ -156,7 +147,7 @@ def _split_blocks(text: str, names: Sequence[str]) -> list[str] | None:
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """The options as the model sees them, ``"A. ..."``; unchanged if they carry their letters already."""
+    """The options in a prompt, ``"A. ..."``; unchanged if they have their letters already."""
     if len(options) > len(_LETTERS):
         raise ValueError(f"{len(options)} options cannot be lettered: at most {len(_LETTERS)} are supported")
     if _are_lettered(options):
@@ -167,9 +158,9 @@ def lettered(options: Sequence[str]) -> list[str]:
 def answer_letter(answer: str, options: Sequence[str]) -> str | None:
     """The letter that an answer to a multiple-choice question names, or None if it names none.
 
-    Understood are ``B``, ``b``, ``(B)``, ``B.``, ``B. text`` and the text of one option. A letter beyond the options
-    and a letter with the text of *another* option name none. A letter on its own is read as a letter even where
-    it is also the text of an option. Without options every letter is valid.
+    Accepted are ``B``, ``b``, ``(B)``, ``B.``, ``B. text`` and the text of one option, but no letter beyond the options
+    and no letter with the text of *another* option. A letter alone is a letter even where it is also the text of an
+    option. Without options every letter is valid.
     """
     answer = answer.strip()
     valid = _LETTERS[: len(options)] or _LETTERS
@@ -185,14 +176,14 @@ def answer_letter(answer: str, options: Sequence[str]) -> str | None:
 
 
 def option_texts(options: Sequence[str]) -> list[str]:
-    """The options without their letters, if they carry them."""
+    """The options without their letters, if they have them."""
     if not _are_lettered(options):
         return list(options)
     return [_LETTER_LABEL.sub("", option, count=1) for option in options]
 
 
 def normalize_words(text: str) -> str:
-    """Text as it is compared: without case, doubled or outer white space, and closing punctuation."""
+    """Text for comparison: without case, doubled or outer white space, and closing punctuation."""
     words = " ".join(text.casefold().split())
     return words.rstrip(" .,;:!?") or words
 
@@ -205,7 +196,7 @@ def _letter_of_text(text: str, options: Sequence[str]) -> str | None:
 
 
 def _are_lettered(options: Sequence[str]) -> bool:
-    """Whether the options carry the letters A, B, C ... in order."""
+    """Whether the options have the letters A, B, C ... in order."""
     labels = [_LETTER_LABEL.match(option) for option in options]
     letters = [label and (label[1] or label[2]) for label in labels]
     return letters == list(_LETTERS[: len(options)])

@@ -1,8 +1,7 @@
 """Exact arithmetic of time spans: the union of several, intersection over union, and NExT-GQA's two measures.
 
-A span is ``(start, end)`` in seconds. Numbers are taken as they are written (3.2 is 16/5) and every result is a
-fraction, so spans that cover the same time overlap by exactly 1, however they are cut into pieces. A span of a single
-instant is allowed and covers nothing.
+A span is ``(start, end)`` in seconds. Numbers are taken as written (3.2 is 16/5) and results are fractions: spans that
+cover the same time have an IoU of exactly 1, in whatever pieces. A span of a single instant covers nothing.
 """
 
 from __future__ import annotations

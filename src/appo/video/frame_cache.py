@@ -99,10 +99,8 @@ class FrameCache:
             raise self._error("cannot be written to", error) from error
 
     def _error(self, problem: str, error: OSError) -> OSError:
-        reason = error.strerror or error
-        return OSError(
-            f"{self.folder}: the cache of frames {problem} ({reason}); free space, or set another frame_cache"
-        )
+        reason = f"the cache of frames {problem} ({error.strerror or error})"
+        return OSError(f"{self.folder}: {reason}; free space, or set another frame_cache")
 
 
 def cache_in(folder: str | None) -> FrameCache | None:

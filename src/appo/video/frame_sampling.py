@@ -1,6 +1,6 @@
 """Frame sampling: its types and errors, and which frames the model's own video processor chooses.
 
-Which frames are sampled is the processor's decision: its rule is never rewritten here.
+Which frames are sampled is the processor's decision: its rule is called, not rewritten.
 
 Shape suffixes: T sampled frames, H height, W width, C = 3 colours (RGB).
 """
@@ -45,7 +45,7 @@ class TooFewFramesError(VideoError):
 
 
 class ZeroDurationError(VideoError):
-    """All frames are shown at the same time."""
+    """All frames have the same time."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,8 @@ class FrameSampling:
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be a positive number of frames per second, not {self.fps}")
         if not 1 <= self.min_frames <= self.max_frames:
-            raise ValueError(
-                f"1 <= min_frames <= max_frames must hold, not min_frames={self.min_frames} and"
-                f" max_frames={self.max_frames}"
-            )
+            bounds = f"min_frames={self.min_frames} and max_frames={self.max_frames}"
+            raise ValueError(f"1 <= min_frames <= max_frames must hold, not {bounds}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class SampledVideo:
 
 
 def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tuple[float, ...]:
-    """Seconds of each frame as the language model sees it: the mean of the sampled frames merged into it.
+    """Seconds of each frame of the language model: the mean of the sampled frames merged into it.
 
     An incomplete last group is filled with its last frame, as the processor does.
     """
@@ -127,7 +125,7 @@ class Timeline:
 
     Attributes:
         times: seconds of each frame since the first frame of the whole video, ascending.
-        last_duration: seconds for which the last frame is shown.
+        last_duration: seconds that the last frame lasts.
         stated_fps: the rate the container states; 0: none.
         origin: time stamp of the whole video's first frame, in ticks of its file.
         first: which frame of the whole video ``times[0]`` is of.
@@ -189,7 +187,7 @@ def typical_duration(times: Sequence[float]) -> float:
 def choose_frames(
     source: VideoSource, total_frames: int, fps: float, video_processor: Any, sampling: FrameSampling
 ) -> tuple[int, ...]:
-    """Ask the processor's own rule which of a video's (clip's) frames to take, ascending.
+    """The frames of a video (clip) that the processor's own rule chooses, ascending.
 
     Raises:
         TooFewFramesError: there are fewer frames than the model merges into one.
@@ -214,8 +212,6 @@ def choose_frames(
     # Rounding makes the rule of Qwen2-VL add an index past the end at some lengths, e.g. 126 of 1165 frames.
     frame_indices = tuple(int(i) for i in chosen if int(i) < total_frames)
     if not 0 < len(frame_indices) <= sampling.max_frames:
-        raise ValueError(
-            f"{type(video_processor).__name__} sampled {len(frame_indices)} frames of {source.path} though"
-            f" max_frames={sampling.max_frames}; use a processor that heeds it"
-        )
+        problem = f"{type(video_processor).__name__} sampled {len(frame_indices)} frames of {source.path}"
+        raise ValueError(f"{problem} though max_frames={sampling.max_frames}; use a processor that heeds it")
     return frame_indices

@@ -1,4 +1,4 @@
-"""A folder of pictures that were taken of a video at an even rate, in the order of the numbers in their names.
+"""A folder of pictures, taken of a video at an even rate, in the order of the numbers in their names.
 
 Shape suffixes: T wanted frames, H height, W width, C = 3 colours (RGB).
 """
@@ -16,8 +16,7 @@ import numpy.typing as npt
 from appo.video.frame_sampling import CorruptVideoError, EmptyVideoError, MissingVideoError, Timeline, TooFewFramesError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# What systems leave in folders, beside files whose names start with a point.
-_OF_THE_SYSTEM = ("thumbs.db", "desktop.ini")
+_HIDDEN = ("thumbs.db", "desktop.ini")  # written by systems, as are files whose names start with a point
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -28,7 +27,7 @@ def list_pictures(folder: Path) -> list[Path]:
         VideoError: there are no pictures, or something else too, or their names leave the order or a gap open.
     """
     try:
-        found = [path for path in folder.iterdir() if not _is_hidden(path.name)]
+        found = [path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in _HIDDEN]
     except OSError as error:
         reason = error.strerror or error
         raise MissingVideoError(str(folder), f"cannot be listed ({reason})", "check the folder's rights") from error
@@ -43,10 +42,6 @@ def list_pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _OF_THE_SYSTEM
-
-
 def _order(stem: str) -> list[tuple[str, int]]:
     """Words and numbers in turn, each number compared as one: "cam2_f10" is [("cam", 2), ("_f", 10), ("", 0)]."""
     words = _NUMBER.split(stem)
@@ -54,13 +49,13 @@ def _order(stem: str) -> list[tuple[str, int]]:
 
 
 def _check_order(pictures: Sequence[Path]) -> None:
-    """Refuse two pictures of one place, and a picture that is missing among evenly numbered ones."""
+    """Refuse two pictures of one number, and gaps in an even numbering."""
     for before, after in pairwise(pictures):
         if _order(before.stem) == _order(after.stem):
             raise CorruptVideoError(str(after), f"has the same place in the order as {before.name}", "keep one of both")
     numbers = [_NUMBER.findall(path.stem) for path in pictures]
     if len({_NUMBER.sub("#", path.stem) for path in pictures}) > 1 or any(len(found) != 1 for found in numbers):
-        return  # names with several numbers, or none, say nothing about what is missing
+        return  # with several numbers, or none, a gap is not known
     values = [int(found[0]) for found in numbers]
     steps = [after - before for before, after in pairwise(values)]
     for index, step in enumerate(steps):
@@ -70,11 +65,7 @@ def _check_order(pictures: Sequence[Path]) -> None:
 
 
 def folder_timeline(folder: Path, pictures: Sequence[Path], fps: float) -> Timeline:
-    """When each picture is shown.
-
-    Raises:
-        TooFewFramesError: there is but one.
-    """
+    """The time of each picture. Raises TooFewFramesError where there is but one."""
     if len(pictures) < 2:
         raise TooFewFramesError(str(folder), "has one frame", "use at least 2 frames")
     return Timeline([i / fps for i in range(len(pictures))], 1 / fps, fps)
@@ -108,6 +99,5 @@ def _upright_rgb(path: Path) -> npt.NDArray[np.uint8]:
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), "it").splitlines()[0] if str(error) else type(error).__name__
-        raise CorruptVideoError(
-            str(path), f"cannot be read as a picture ({reason})", "extract this frame again"
-        ) from error
+        problem = f"cannot be read as a picture ({reason})"
+        raise CorruptVideoError(str(path), problem, "extract this frame again") from error

@@ -26,8 +26,7 @@ from appo.video.frame_sampling import (
     typical_duration,
 )
 
-# Matroska states how long each track is. A file that ends earlier than this share of it has been cut off.
-LENGTH_TOLERANCE = 0.05
+LENGTH_TOLERANCE = 0.05  # a Matroska file that misses a larger share of its stated length has been cut off
 
 _ATTACHED_PICTURE = int(av.stream.Disposition.attached_pic)
 _DURATION_TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
@@ -35,9 +34,7 @@ _REENCODE = "encode it again, e.g. with ffmpeg"
 
 
 def read_timeline(file: str) -> Timeline:
-    """Count the frames of a file and read their times from the packets, without decoding any.
-
-    The count stated in the header is not used: it is 0 in many containers and wrong in some.
+    """The frames' times, from the packets: nothing is decoded, and the header's count, often wrong, is not used.
 
     Raises:
         VideoError: the file is no video, is cut off, or has fewer than 2 frames or no duration.
@@ -67,72 +64,64 @@ def _check_complete(file: str, container: Any, stream: Any, packets: int, ticks:
     if "mp4" in container.format.name and packets < promised:
         raise _corrupt(file, f"is cut off: {packets} of {promised} frames are there")
     stated = _DURATION_TAG.fullmatch(stream.metadata.get("DURATION", ""))
-    shown = [tick for tick in ticks if tick is not None]
-    if stated and shown:
+    stamps = [tick for tick in ticks if tick is not None]
+    if stated and stamps:
         hours, minutes, seconds = map(float, stated.groups())
         length = hours * 3600 + minutes * 60 + seconds
-        there = float(max(shown) * stream.time_base)
+        reached = float(max(stamps) * stream.time_base)
         frame = 1 / float(stream.average_rate or 1)
-        if there + 2 * frame < (1 - LENGTH_TOLERANCE) * length:
-            raise _corrupt(file, f"is cut off: {there:.2f} of {length:.2f} seconds are there")
+        if reached + 2 * frame < (1 - LENGTH_TOLERANCE) * length:
+            raise _corrupt(file, f"is cut off: {reached:.2f} of {length:.2f} seconds are there")
 
 
 def _timeline_of(file: str, stream: Any, ticks: Sequence[int | None], last_duration: int) -> Timeline:
     """Seconds from the packets' time stamps, or from the stated rate where a bare stream has none."""
     stated = float(stream.average_rate or 0)
-    shown = sorted(tick for tick in ticks if tick is not None)
-    if len(shown) < len(ticks):
+    stamps = sorted(tick for tick in ticks if tick is not None)
+    if len(stamps) < len(ticks):
         if not stated:
             raise ZeroDurationError(file, "has neither frame times nor a frame rate", _REENCODE)
         return Timeline([i / stated for i in range(len(ticks))], 1 / stated, stated)
-    if shown[0] == shown[-1]:
-        raise ZeroDurationError(file, f"lasts 0 seconds: all {len(shown)} frames have the same time", _REENCODE)
-    times = [float((tick - shown[0]) * stream.time_base) for tick in shown]
+    if stamps[0] == stamps[-1]:
+        raise ZeroDurationError(file, f"lasts 0 seconds: all {len(stamps)} frames have the same time", _REENCODE)
+    times = [float((tick - stamps[0]) * stream.time_base) for tick in stamps]
     # The last frame has no successor: it lasts as stated, which may be nothing, or as long as the others.
     last = max(float(last_duration * stream.time_base), typical_duration(times))
-    return Timeline(times, last, stated, origin=shown[0])
+    return Timeline(times, last, stated, origin=stamps[0])
 
 
 def decode(file: str, wanted: Sequence[int], timeline: Timeline) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
-    """Decode up to the last wanted frame and keep the wanted.
-
-    Args:
-        file: absolute path.
-        wanted: indices into the timeline.
-        timeline: of the file, or of a clip of it.
-
-    Returns:
-        uint8 (T, H, W, 3), and their seconds (T,) since the timeline's first frame.
+    """The wanted frames of a timeline: uint8 (T, H, W, 3), and their seconds (T,) since its first frame.
 
     Raises:
         VideoError: a frame up to the last wanted is damaged or missing.
     """
     offset, count = timeline.first, len(timeline.times)
     last = offset + max(wanted)
-    places, seen = set(wanted), 0
-    kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
+    indices, decoded = set(wanted), 0
+    frames: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
     with _open(file) as (container, stream):
-        # Not AUTO: threads over frames hand a frame out before its damage is known, and it passes for a sound one.
+        # Not AUTO: threads over frames return a frame before its damage is known.
         stream.thread_type = "SLICE"
         for number, frame in enumerate(container.decode(stream)):
-            seen = number + 1
+            decoded = number + 1
             if frame.is_corrupt:
                 raise _corrupt(file, f"frame {number} of {offset + count} is damaged")
-            if number - offset in places:
+            if number - offset in indices:
                 time = timeline.times[number - offset]
                 if frame.pts is not None:
                     time = float((frame.pts - timeline.origin) * frame.time_base)
-                kept[number - offset] = _upright_rgb(frame, stream), time - timeline.times[0]
+                frames[number - offset] = _upright_rgb(frame, stream), time - timeline.times[0]
             if number == last:
                 break
-    if seen <= last:
-        raise _corrupt(file, f"only {seen} of {offset + count} frames can be decoded")
-    frames_THWC = np.stack([kept[i][0] for i in wanted])
-    return frames_THWC, tuple(kept[i][1] for i in wanted)
+    if decoded <= last:
+        raise _corrupt(file, f"only {decoded} of {offset + count} frames can be decoded")
+    frames_THWC = np.stack([frames[i][0] for i in wanted])
+    return frames_THWC, tuple(frames[i][1] for i in wanted)
 
 
 def _upright_rgb(frame: Any, stream: Any) -> npt.NDArray[np.uint8]:
-    """One decoded frame as uint8 (H, W, 3), all of one size and turned as a player would show it."""
+    """One decoded frame as uint8 (H, W, 3), all of one size and upright."""
     rgb_HWC = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(rgb_HWC, quarter_turns))

@@ -16,39 +16,21 @@ from urllib.request import url2pathname
 import numpy as np
 import numpy.typing as npt
 
-from appo.types import ClipError, VideoError, VideoSource
-from appo.video.frame_sampling import (
-    CorruptVideoError,
-    EmptyVideoError,
-    FrameSampling,
-    MissingVideoError,
-    NoVideoStreamError,
-    SampledVideo,
-    Timeline,
-    TooFewFramesError,
-    ZeroDurationError,
-    choose_frames,
-    lm_frame_timestamps,
-)
+from appo.types import ClipError as ClipError
+from appo.types import VideoError as VideoError
+from appo.types import VideoSource
+from appo.video.frame_sampling import CorruptVideoError as CorruptVideoError
+from appo.video.frame_sampling import EmptyVideoError as EmptyVideoError
+from appo.video.frame_sampling import FrameSampling as FrameSampling
+from appo.video.frame_sampling import MissingVideoError as MissingVideoError
+from appo.video.frame_sampling import NoVideoStreamError as NoVideoStreamError
+from appo.video.frame_sampling import SampledVideo as SampledVideo
+from appo.video.frame_sampling import Timeline, choose_frames
+from appo.video.frame_sampling import TooFewFramesError as TooFewFramesError
+from appo.video.frame_sampling import ZeroDurationError as ZeroDurationError
+from appo.video.frame_sampling import lm_frame_timestamps as lm_frame_timestamps
 from appo.video.image_sequence import folder_timeline, list_pictures, read_pictures
 from appo.video.pyav_reader import decode, read_timeline
-
-__all__ = [
-    "ClipError",
-    "CorruptVideoError",
-    "EmptyVideoError",
-    "FrameSampling",
-    "MissingVideoError",
-    "NoVideoStreamError",
-    "SampledVideo",
-    "TooFewFramesError",
-    "VideoError",
-    "ZeroDurationError",
-    "lm_frame_timestamps",
-    "local_path",
-    "read_video",
-]
-
 
 # Calls `probe` or `decode_frames`: in this process, or in a worker that can be given up (`decode_worker`).
 Call = Callable[..., Any]

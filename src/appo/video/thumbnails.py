@@ -1,6 +1,6 @@
 """The frames of a group as one small picture, for pages on machines without the videos.
 
-Shape suffixes: T sampled frames, H height, W width, C = 3 colours; F frames as the language model sees them.
+Shape suffixes: T sampled frames, H height, W width, C = 3 colours; F frames of the language model.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ QUALITY = 62  # of WebP, 0 to 100 (not in the paper)
 
 
 def filmstrip(videos: Sequence[SampledVideo], merged: int) -> bytes:
-    """The frames as the language model sees them, side by side, as a WebP picture; b"" if there is none.
+    """The frames of the language model, side by side, as a WebP picture F tiles wide; b"" if there is none.
+
+    All tiles have the size of the first; other frames are fitted into it.
 
     Args:
         videos: the sampled videos of one prompt, in order.
-        merged: sampled frames that the model merges into one of its own (temporal_patch_size); the first is shown.
-
-    Returns:
-        A picture F tiles wide; all tiles have the size of the first, others are fitted into it.
+        merged: sampled frames that the model merges into one of its own (temporal_patch_size); the first is used.
     """
     frames = [frame_HWC for video in videos for frame_HWC in video.frames_THWC[::merged]]
     if not frames:

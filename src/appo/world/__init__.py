@@ -1,7 +1,7 @@
 """The embedded world: short clips with one-second events, questions about them, and a tiny policy.
 
 Everything needed to try reinforcement learning on real video files within minutes on a CPU. `generate` writes mp4 clips
-and their questions, `load_annotations` reads them back as `VideoQA`, `planned` says what they will be; `load_policy`
+and their questions, `load_annotations` reads them back as `VideoQA`, `planned` gives them without files; `load_policy`
 returns the shipped tiny Qwen2.5-VL and its processor, `policy_path` their folder.
 """
 

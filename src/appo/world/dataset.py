@@ -12,17 +12,16 @@ from typing import Any
 from appo.data import DATASETS, Row, read
 from appo.rewards.templates import parse_response
 from appo.types import VideoQA
-from appo.world.clips import write_clip
-from appo.world.drawing import render
+from appo.world.drawing import encode, render
 from appo.world.teacher import respond
 from appo.world.world import TASKS, Dials, Question, Scene, dials_of, make_question, make_scene
 
 ANNOTATIONS = "annotations.jsonl"
-HELD_OUT_SEED = 10_000  # far from any training seed: no clip is trained on and asked about
+HELD_OUT_SEED = 10_000  # far from any training seed: no evaluated clip is trained on
 
 
 def samples(dials: Dials, count: int, seed: int | str) -> Iterator[tuple[Scene, Question]]:
-    """`count` scenes with one question each, the tasks in turn. Sample i does not depend on `count`."""
+    """Scenes with one question each, the tasks in turn. Sample i does not depend on `count`."""
     for index in range(count):
         rng = random.Random(f"{seed}/{index}")  # text seeds: the same numbers in every Python version
         scene = make_scene(dials, rng)
@@ -36,21 +35,18 @@ def generate(folder: str | Path, level: str, count: int, seed: int, *, workers: 
         folder: for mp4 files and `annotations.jsonl`; made if missing, files of the same name are replaced.
         level: "L1" (in distribution), "L2" or "L3" (see `world.LEVELS`).
         count: clips, one question each.
-        seed: anything else with the same level and another seed is fresh.
+        seed: another seed gives other clips.
         workers: threads. A clip takes 7 to 15 ms on one core, so more than one rarely pays.
 
-    Returns:
-        what `load_annotations` gives for the folder.
-
     Raises:
-        ValueError: for an unknown level or a negative count.
+        ValueError: an unknown level or a negative count.
     """
     drawn = _drawn(level, count, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(folder / f"{name}.mp4", scene) for name, scene, _ in drawn]
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: write_clip(job[0], render(job[1])), jobs))
+        list(pool.map(lambda job: job[0].write_bytes(encode(render(job[1]))), jobs))
     rows = [_row(name, level, scene, question) for name, scene, question in drawn]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / ANNOTATIONS).write_text(lines, encoding="utf-8", newline="\n")
@@ -58,7 +54,7 @@ def generate(folder: str | Path, level: str, count: int, seed: int, *, workers: 
 
 
 def planned(folder: str | Path, level: str, count: int, seed: int) -> list[VideoQA]:
-    """What `generate` returns for the same arguments, before there is a file: a run can be set up with it."""
+    """What `generate` returns for the same arguments, without files: for setting up a run."""
     rows = [_row(name, level, scene, question) for name, scene, question in _drawn(level, count, seed)]
     fields = [json.loads(json.dumps(row)) for row in rows]  # as the file would hold them
     places = [Row(str(Path(folder) / ANNOTATIONS), row, index) for index, row in enumerate(fields)]
@@ -66,7 +62,7 @@ def planned(folder: str | Path, level: str, count: int, seed: int) -> list[Video
 
 
 def _drawn(level: str, count: int, seed: int) -> list[tuple[str, Scene, Question]]:
-    """The name, scene and question of each clip. Raises ValueError for an unknown level or a negative count."""
+    """The name, scene and question of each clip. Raises ValueError as `generate`."""
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     drawn = samples(dials_of(level), count, f"{level}/{seed}")
@@ -74,12 +70,7 @@ def _drawn(level: str, count: int, seed: int) -> list[tuple[str, Scene, Question
 
 
 def load_annotations(path: str | Path) -> list[VideoQA]:
-    """Read an annotations file, or the one in a folder; its video paths are relative to where it lies.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: a line is no question; names file and line.
-    """
+    """Read an annotations file, or the one in a folder; its video paths are relative to it. Raises as `read`."""
     return list(read("spotlight", path))
 
 
@@ -99,7 +90,7 @@ def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, A
             "seconds": scene.seconds,
             "event_frames": evidence,
             "events": events,
-            "asked": question.asked,
+            "asked": question.target,
             "texture": scene.texture,
             "reasoning": _reasoning(name, scene, question),
         },
@@ -107,7 +98,7 @@ def _row(name: str, level: str, scene: Scene, question: Question) -> dict[str, A
 
 
 def _reasoning(name: str, scene: Scene, question: Question) -> str:
-    """What an honest teacher thinks aloud about the question, for supervised training."""
-    response = parse_response(respond(scene, question, question.asked, random.Random(f"{name}/reasoning")))
+    """The reasoning of an honest teacher, for supervised training."""
+    response = parse_response(respond(scene, question, question.target, random.Random(f"{name}/reasoning")))
     assert response is not None
     return response.think

@@ -1,4 +1,4 @@
-"""How a policy does on clips: real mp4 files, the real processor, `model.generate`, the project's own scoring."""
+"""A policy's scores on clips: real mp4 files, the real processor, `model.generate`, the rewards' scoring."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appo.types import VideoQA
 from appo.video.reader import FrameSampling
 from appo.world.world import MAX_SECONDS
 
-# What the clips are made for: two frames a second make one frame of the language model, whatever the clip's length.
+# Two frames a second make one frame of the language model, at every length of clip.
 SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
 MAX_NEW_TOKENS = 128  # 99 % of responses have at most 83; DAPO's soft punishment begins at 103
 # K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
@@ -45,23 +45,19 @@ def respond(
     groups: list[list[str]] = []
     for start in range(0, len(questions), batch):
         prompts = [prompt_of(processor, question) for question in questions[start : start + batch]]
+        temperature = 0.0 if greedy else 1.0
         sampled = generate(
-            model,
-            processor,
-            prompts,
-            max_new_tokens=MAX_NEW_TOKENS,
-            responses=samples,
-            temperature=0.0 if greedy else 1.0,
+            model, processor, prompts, max_new_tokens=MAX_NEW_TOKENS, responses=samples, temperature=temperature
         )
         groups += [processor.batch_decode(group, skip_special_tokens=True) for group in sampled]
     return groups
 
 
 def summarize(questions: Sequence[VideoQA], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Accuracy, format, and what reinforcement learning would find in the groups.
+    """Accuracy, share of right formats, tokens, and accuracy by task.
 
-    `mixed` is the share of groups with both right and wrong responses; `committed_apart` the share of mixed groups
-    whose winners' most frequent committed second differs from the losers'.
+    With several responses also `mixed`, the share of groups with both right and wrong ones, and `committed_apart`, the
+    share of mixed groups whose winners' most frequent committed second differs from the losers'.
     """
     rewards = [
         [score_answer(text, question.answer, "word") for text in group]
@@ -69,7 +65,8 @@ def summarize(questions: Sequence[VideoQA], groups: Sequence[Sequence[str]]) -> 
     ]
     formats = [parse_response(text) is not None for group in groups for text in group]
     mixed = [0 < sum(row) < len(row) for row in rewards]
-    apart = [_committed_apart(group, row) for group, row, kept in zip(groups, rewards, mixed, strict=True) if kept]
+    groups_and_rewards = zip(groups, rewards, strict=True)
+    apart = [_committed_apart(group, row) for group, row in groups_and_rewards if 0 < sum(row) < len(row)]
     summary: dict[str, Any] = {
         "accuracy": _mean([reward for row in rewards for reward in row]),
         "format": _mean(formats),

@@ -6,17 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.models.families import use_pretrained_positions
 from appo.models.loading import load_model
 from appo.models.names import policy_path as policy_path
-from appo.world.processor import build_processor
+from appo.world.processor import PLACEHOLDERS, build_processor
 
 ROPE_THETA = 1e4
 LOOKUP_SCALE = 0.8
@@ -29,7 +24,7 @@ def load_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcess
 
 
 def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """An untrained policy of the same build, initialised so that it can learn (see `initialise`)."""
+    """An untrained policy of the same architecture, initialised so that it can learn (see `initialise`)."""
     processor = build_processor()
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(_config(processor)).float()
@@ -41,9 +36,8 @@ def build_policy(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwe
 def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Scale the initial weights to the layers' widths.
 
-    With the default (0.02 everywhere) a hidden size of 128 leaves residual updates so small that nothing is
-    learned within hundreds of steps (ours, measured). So 1 / sqrt(fan_in), halved where a layer writes to the
-    residual stream.
+    1 / sqrt(fan_in), halved where a layer writes to the residual stream (not in the paper). With the default, 0.02
+    everywhere, nothing is learned within hundreds of steps: a hidden size of 128 makes residual updates too small.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -52,8 +46,7 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv3d):
-            fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=fan_in**-0.5)
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     model.tie_weights()
     for number, layer in enumerate(model.model.language_model.layers):
@@ -62,12 +55,11 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def start_as_lookup(attention: Any, *, previous: bool) -> None:
-    """Let attention start as «find what resembles me and copy it» («mimetic» initialisation, Trockman and Kolter).
+    """Initialise attention as a copy of similar tokens («mimetic» initialisation, Trockman and Kolter).
 
-    The first query head of each group equals its key head, so like attends to like, and its output undoes its value,
-    so what is copied reaches the tied output embeddings unchanged. Binding two attributes through a third is then
-    sharpened rather than discovered. With `previous`, the first group looks at the token before instead: constant
-    queries and keys that rotary positions turn against each other by one step.
+    The first query head of each group equals its key head, so similar tokens attend to each other, and its output
+    undoes its value, so a copy reaches the tied output embeddings unchanged. With `previous`, the first group attends
+    to the previous token instead: constant queries and keys that rotary positions turn by one step.
     """
     size = attention.head_dim
     groups = attention.num_key_value_groups
@@ -130,7 +122,6 @@ def _config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
 def _generation(processor: Qwen2_5_VLProcessor) -> GenerationConfig:
     """Plain sampling at temperature 1, never of a vision placeholder: features and tokens would not match."""
     tokenizer = processor.tokenizer
-    placeholders = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     return GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -139,5 +130,5 @@ def _generation(processor: Qwen2_5_VLProcessor) -> GenerationConfig:
         max_new_tokens=128,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=tokenizer.convert_tokens_to_ids(placeholders),
+        suppress_tokens=tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)),
     )

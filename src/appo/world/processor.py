@@ -1,7 +1,6 @@
 """The word-level tokenizer and the Qwen2.5-VL processor of the tiny policy, from a fixed vocabulary.
 
-The files in `tiny_policy/` are the truth: after a change of the vocabulary the same words would silently have other
-ids, so a test compares the two.
+The vocabulary must stay that of the files in `tiny_policy/`, or words would silently get other ids: a test compares.
 """
 
 from __future__ import annotations
@@ -9,27 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from appo.world import teacher
 from appo.world.world import COLOURS, DISTRACTORS, MAX_SECONDS, SHAPES
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *PLACEHOLDERS)
 UNKNOWN = "<unk>"
-# Words of questions and chat roles, and a little room so that new tasks need no new tokenizer.
+# Words of questions and chat roles, and some spare ones, so that new tasks need no new tokenizer.
 PROMPT_WORDS = """
 system user assistant what colour is the shape one which came first , or when does appear ? . : ; ! yes no
 a b c d think answer question video clip frame second about then between and tags inside put word your reasoning

@@ -1,9 +1,8 @@
-"""What the tiny policy is taught to say. Standard library only; for the warm start only, never in RL.
+"""Responses that the tiny policy is taught in its warm start, never in RL. Standard library only.
 
-The reasoning commits in words to *what* it looks at and *when* («i look at the star at 5 .») before it reports
-anything about it. Attention that emits a token cannot depend on that token, so responses of one group attend
-alike until they have committed to different events; what follows is about that one event. Around these few
-decisive words there is much freedom of paraphrase, as in real chains of thought.
+The reasoning names an event and its second («i look at the star at 5 .») before it reports anything about it. The
+attention that emits a token cannot depend on that token: responses of one group attend alike until they have named
+different events. Around these few decisive words there are many paraphrases, as in real chains of thought.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass
 
-from appo.world.world import Distractor, Event, Question, Scene, answer_of
+from appo.world.world import Event, Question, Scene, answer_of
 
 OPENINGS = (
     "okay , let me watch the clip .",
@@ -91,40 +90,34 @@ CONCLUSIONS = (
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a teacher talks, whatever it sees.
+class Style:
+    """The style of a teacher's reasoning.
 
     Attributes:
-        commits: says in words what it looks at and when, before it reports anything.
-        asides: sentences about nothing before the report, each drawn from fourteen: freedom whose gradient is noise.
+        commits: names the event and its second before it reports anything.
+        asides: sentences without content before the report, each one of fourteen: their gradient is noise.
     """
 
     commits: bool = True
     asides: int = 0
 
 
-COMMITTING = Manner()
+COMMITTING = Style()
 
 
-def respond(scene: Scene, question: Question, focus: int, rng: random.Random, manner: Manner = COMMITTING) -> str:
-    """A response that looks at event number `focus` and reports, checks and answers what is seen there.
+def respond(scene: Scene, question: Question, focus: int, rng: random.Random, style: Style = COMMITTING) -> str:
+    """A response that names event number `focus` and reports, checks and answers what is there.
 
-    `focus = question.asked` is the honest teacher; any other is the lazy one, consistent in its mistake.
+    `focus = question.target` is the honest teacher; any other the lazy one, consistent in its mistake.
     """
     event = scene.events[focus]
     answer = answer_of(event, question.task)
     name = f"{event.colour} one" if question.task == "shape" else event.shape
-    words = {
-        "name": name,
-        "second": event.second,
-        "colour": event.colour,
-        "shape": event.shape,
-        "answer": answer,
-    }
+    words = asdict(event) | {"name": name, "answer": answer}
     parts = [
         rng.choice(OPENINGS),
-        *[rng.choice(ASIDES) for _ in range(manner.asides)],
-        *([rng.choice(COMMITMENTS)] if manner.commits else []),
+        *[rng.choice(ASIDES) for _ in range(style.asides)],
+        *([rng.choice(COMMITMENTS)] if style.commits else []),
         rng.choice(REPORTS[question.task]),
         *_remarks(scene, event, rng),
         rng.choice(CONCLUSIONS),
@@ -134,12 +127,11 @@ def respond(scene: Scene, question: Question, focus: int, rng: random.Random, ma
 
 
 def drill(scene: Scene, rng: random.Random) -> str:
-    """Dictation for the first lessons: one attribute of every event, followed by another of the same event.
+    """Text for the first lessons: one attribute of every event, followed by another of the same event.
 
-    What is to be looked up stands right before it, so one attention step from word to cell is enough. From whole
-    responses alone the model first finds crutches (the frame by the second just written down) and stays at chance
-    for hundreds of steps at what matters, the frame by the name (ours, measured). One pair an event, because a second
-    one could be copied from the first.
+    One attention step from word to cell is enough. From whole responses alone the model first finds the frame by the
+    second just written, and for hundreds of steps not by the name (measured; not in the paper). One pair an event,
+    because a second one could be copied from the first.
     """
     patterns = (
         "{shape} {colour}",
@@ -162,19 +154,15 @@ def all_words() -> set[str]:
 
 def _remarks(scene: Scene, event: Event, rng: random.Random) -> list[str]:
     """Checks and descriptions between report and conclusion, in any order: three or four sentences."""
-    check = rng.choice(CHECKS).format(colour=event.colour, shape=event.shape, second=event.second)
-    remarks = [check, rng.choice(FILLERS)]
+    remarks = [rng.choice(CHECKS).format(**asdict(event)), rng.choice(FILLERS)]
     if scene.distractors:
-        remarks.append(_about(rng.choice(scene.distractors), rng))
+        distractor = rng.choice(scene.distractors)
+        remarks.append(rng.choice(WANDERERS).format(colour=distractor.colour, shape=distractor.shape))
     others = [other for other in scene.events if other != event]
     if others and rng.random() < 0.4:
         other = rng.choice(others)
-        remarks.append(rng.choice(OTHERS).format(shape=other.shape, second=other.second))
+        remarks.append(rng.choice(OTHERS).format(**asdict(other)))
     elif rng.random() < 0.5:
         remarks.append(rng.choice(FILLERS))
     rng.shuffle(remarks)
     return remarks
-
-
-def _about(wanderer: Distractor, rng: random.Random) -> str:
-    return rng.choice(WANDERERS).format(colour=wanderer.colour, shape=wanderer.shape)

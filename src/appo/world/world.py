@@ -1,10 +1,10 @@
-"""What can happen in a clip, and what can be asked. Standard library only; everything follows from a seed.
+"""Scenes and questions. Standard library only; everything follows from a seed.
 
-A clip is a muted background with wandering distractors, a clock bar along the bottom edge, and a few *events*:
-a coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order
-of two); all others are there to be looked at by mistake.
+A clip is a muted background with moving distractors, a clock bar along the bottom edge, and a few *events*: a
+coloured glyph that appears in one of four cells for exactly one second. A question needs one event (or the order of
+two); the others mislead.
 
-One second is one frame as the language model sees it: clips are sampled at 2 frames per second and Qwen2.5-VL
+One second is one frame of the language model: clips are sampled at 2 frames per second and Qwen2.5-VL
 merges two sampled frames into one temporal patch.
 """
 
@@ -18,13 +18,13 @@ COLOURS = ("red", "green", "blue", "yellow", "pink", "cyan", "orange", "purple")
 DISTRACTORS = ("ball", "ring", "bar")
 TASKS = ("colour", "shape", "first", "when")
 
-MAX_SECONDS = 12  # the clock bar has this many segments, so a second looks alike in short and long clips
+MAX_SECONDS = 12  # the clock bar has this many segments, so a second is drawn alike in short and long clips
 CELLS = 4  # 2 x 2, one merged vision token each
 
 FAMILIAR_TEXTURES = ("plain", "gradient", "stripes", "checks")
 NEW_TEXTURES = ("clouds", "waves", "rays")
 
-# Every shape and every colour misses one partner: 8 of 64 pairs, never seen at level 1 nor in the warm start.
+# Every shape and every colour misses one partner: 8 of 64 pairs, in neither level 1 nor the warm start.
 HELD_OUT_PAIRS = frozenset((SHAPES[i], COLOURS[(3 * i + 1) % 8]) for i in range(8))
 
 
@@ -107,16 +107,16 @@ class Question:
 
     Attributes:
         task: one of `TASKS`.
-        text: the words asked.
+        text: its words.
         answer: one word.
-        asked: index of the event that gives the answer.
-        evidence: indices of all events one has to see, `asked` first.
+        target: index of the event that gives the answer.
+        evidence: indices of all events that are needed, `target` first.
     """
 
     task: str
     text: str
     answer: str
-    asked: int
+    target: int
     evidence: tuple[int, ...]
 
 
@@ -144,9 +144,9 @@ def make_scene(dials: Dials, rng: random.Random) -> Scene:
         for (shape, colour), second in zip(pairs, seconds, strict=True)
     )
     free = [colour for colour in COLOURS if colour not in {event.colour for event in events}]
-    wanderers = tuple(_draw_distractor(free, rng) for _ in range(rng.randint(*dials.distractors)))
+    distractors = tuple(_draw_distractor(free, rng) for _ in range(rng.randint(*dials.distractors)))
     texture = rng.choice(dials.textures)
-    return Scene(dials.seconds, events, wanderers, texture, dials.noise, rng.getrandbits(32))
+    return Scene(dials.seconds, events, distractors, texture, dials.noise, rng.getrandbits(32))
 
 
 def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
@@ -158,18 +158,18 @@ def make_question(scene: Scene, task: str, rng: random.Random) -> Question:
         rng.shuffle(names)
         text = f"which came first , the {names[0]} or the {names[1]} ?"
         return Question(task, text, events[early].shape, early, (early, late))
-    asked = rng.randrange(len(events))
-    event = events[asked]
+    target = rng.randrange(len(events))
+    event = events[target]
     text = {
         "colour": f"what colour is the {event.shape} ?",
         "shape": f"what shape is the {event.colour} one ?",
         "when": f"when does the {event.shape} appear ?",
     }[task]
-    return Question(task, text, answer_of(event, task), asked, (asked,))
+    return Question(task, text, answer_of(event, task), target, (target,))
 
 
 def answer_of(event: Event, task: str) -> str:
-    """What one answers to a task when looking at this event, rightly or not."""
+    """The answer to a task according to this event, right or wrong."""
     return {"colour": event.colour, "shape": event.shape, "first": event.shape, "when": str(event.second)}[task]
 
 
