@@ -28,13 +28,11 @@ class Mark:
     """The mark of one response.
 
     Attributes:
-        vote: its answer in canonical form, for majority votes; None where there is none.
-        right: how right its answer is, 0 to 1.
         overlap: IoU and IoP of its time with the true spans; None where there is no time, or no true span.
     """
 
-    vote: Hashable | None = None
-    right: float = 0.0
+    vote: Hashable | None = None  # its answer in canonical form, for majority votes; None where there is none
+    right: float = 0.0  # how right its answer is, 0 to 1
     overlap: tuple[Fraction, Fraction] | None = None
 
 
@@ -43,14 +41,12 @@ class Measure:
     """A value of each mark, to be averaged.
 
     Attributes:
-        name: of the figure.
         of: the value of a mark, 0 to 1; None where an official script would not count the response.
-        graded: whether it may lie between 0 and 1 where the answer is right or wrong.
     """
 
-    name: str
+    name: str  # of the figure
     of: Callable[[Mark], float | None] = lambda mark: mark.right
-    graded: bool = False
+    graded: bool = False  # whether it may lie between 0 and 1 where the answer is right or wrong
 
 
 class Benchmark(ABC):

@@ -27,19 +27,12 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """One row."""
 
-    Attributes:
-        place: file and line, or index, or video.
-        fields: its values.
-        index: its number in its file, from 0.
-        fault: why it cannot be read; raised in place of its question.
-    """
-
-    place: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    index: int = 0
-    fault: RowError | OSError | None = None
+    place: str  # file and line, or index, or video
+    fields: Mapping[str, Any] = field(default_factory=dict)  # its values
+    index: int = 0  # its number in its file, from 0
+    fault: RowError | OSError | None = None  # why it cannot be read; raised in place of its question
 
     def error(self, problem: str, fix: str, category: str = UNREADABLE) -> RowError:
         """An error with this row's place, to be raised."""

@@ -46,19 +46,12 @@ MOST_FILES = 2_000_000  # under a folder, among which missing files are searched
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault.
+    """One fault."""
 
-    Attributes:
-        category: one of `CATEGORIES`.
-        message: one line that names row, file, problem and fix.
-        rows: the places of all rows concerned.
-        path: of the file; empty where only a row is at fault.
-    """
-
-    category: str
-    message: str
-    rows: tuple[str, ...]
-    path: str = ""
+    category: str  # one of `CATEGORIES`
+    message: str  # one line that names row, file, problem and fix
+    rows: tuple[str, ...]  # the places of all rows concerned
+    path: str = ""  # of the file; empty where only a row is at fault
 
 
 class Use(NamedTuple):
@@ -82,21 +75,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class PathFix:
-    """A correction that makes missing files exist.
+    """A correction that makes missing files exist."""
 
-    Attributes:
-        videos: the folder to set as `videos`; empty: the annotations' paths must change.
-        prefix: start of those paths now.
-        replacement: what replaces the prefix, relative to `videos`.
-        found: how many of the files then exist.
-        files: all files.
-    """
-
-    videos: str = ""
-    prefix: str = ""
-    replacement: str = ""
-    found: int = 0
-    files: int = 0
+    videos: str = ""  # the folder to set as `videos`; empty: the annotations' paths must change
+    prefix: str = ""  # start of those paths now
+    replacement: str = ""  # what replaces the prefix, relative to `videos`
+    found: int = 0  # how many of the files then exist
+    files: int = 0  # all files
 
     def __str__(self) -> str:
         count = f"{self.found} of {self.files} files are then there"

@@ -67,13 +67,9 @@ def run_tasks(
 
 @dataclass(frozen=True)
 class Decoder:
-    """Calls functions about videos in the worker: a ``Call`` of :func:`appo.video.reader.read_video`.
+    """Calls functions about videos in the worker: a ``Call`` of :func:`appo.video.reader.read_video`."""
 
-    Attributes:
-        limit: seconds after which a call is given up.
-    """
-
-    limit: float
+    limit: float  # seconds after which a call is given up
 
     def __call__(self, function: Callable[..., Any], source: VideoSource, *arguments: Any) -> Any:
         """What the function returns.

@@ -110,17 +110,11 @@ def cache_in(folder: str | None) -> FrameCache | None:
 
 @dataclass(frozen=True)
 class FrameCaching:
-    """What `appo data check --frame-cache` puts into a cache, before a run asks for it.
+    """What `appo data check --frame-cache` puts into a cache, before a run asks for it."""
 
-    Attributes:
-        folder: of the cache.
-        model: Hugging Face folder or hub id, whose video processor chooses the frames.
-        sampling: how many.
-    """
-
-    folder: str
-    model: str
-    sampling: FrameSampling
+    folder: str  # of the cache
+    model: str  # Hugging Face folder or hub id, whose video processor chooses the frames
+    sampling: FrameSampling  # how many
 
 
 def cache_frames(task: tuple[VideoSource, FrameCaching], allow: Callable[[float], None]) -> str:

@@ -50,17 +50,11 @@ class ZeroDurationError(VideoError):
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """How many frames are taken of a video.
+    """How many frames are taken of a video."""
 
-    Attributes:
-        fps: frames per second wanted (the paper: 1 or 2).
-        max_frames: never more than this many (the paper: 16; 100 for grounding).
-        min_frames: at least this many, as far as the video has them.
-    """
-
-    fps: float = 2.0
-    max_frames: int = 16
-    min_frames: int = 4
+    fps: float = 2.0  # frames per second wanted (the paper: 1 or 2)
+    max_frames: int = 16  # never more than this many (the paper: 16; 100 for grounding)
+    min_frames: int = 4  # at least this many, as far as the video has them
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
@@ -75,21 +69,16 @@ class SampledVideo:
     """The sampled frames of one video, or of a clip as if it were a video of its own.
 
     Attributes:
-        path: the file or folder, as given.
-        frames_THWC: uint8 (T, H, W, 3), RGB, turned upright.
         timestamps_T: seconds of each sampled frame since the first frame of the video (of the clip), from the file's
             own clock.
-        fps: frames per second of the whole video (clip), not of the sample.
-        total_frames: frames of the whole video (clip).
-        frame_indices: which of the video's (clip's) frames were sampled.
     """
 
-    path: str
-    frames_THWC: npt.NDArray[np.uint8]
+    path: str  # the file or folder, as given
+    frames_THWC: npt.NDArray[np.uint8]  # uint8 (T, H, W, 3), RGB, turned upright
     timestamps_T: tuple[float, ...]
-    fps: float
-    total_frames: int
-    frame_indices: tuple[int, ...]
+    fps: float  # frames per second of the whole video (clip), not of the sample
+    total_frames: int  # frames of the whole video (clip)
+    frame_indices: tuple[int, ...]  # which of the video's (clip's) frames were sampled
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -121,21 +110,13 @@ def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tu
 
 @dataclass(frozen=True)
 class Timeline:
-    """The times of a video's (clip's) frames, before any is decoded.
+    """The times of a video's (clip's) frames, before any is decoded."""
 
-    Attributes:
-        times: seconds of each frame since the first frame of the whole video, ascending.
-        last_duration: seconds that the last frame lasts.
-        stated_fps: the rate the container states; 0: none.
-        origin: time stamp of the whole video's first frame, in ticks of its file.
-        first: which frame of the whole video ``times[0]`` is of.
-    """
-
-    times: Sequence[float]
-    last_duration: float
-    stated_fps: float
-    origin: int = 0
-    first: int = 0
+    times: Sequence[float]  # seconds of each frame since the first frame of the whole video, ascending
+    last_duration: float  # seconds that the last frame lasts
+    stated_fps: float  # the rate the container states; 0: none
+    origin: int = 0  # time stamp of the whole video's first frame, in ticks of its file
+    first: int = 0  # which frame of the whole video ``times[0]`` is of
 
     @property
     def fps(self) -> float:

@@ -35,15 +35,12 @@ class MediaProbe:
     """What was found.
 
     Attributes:
-        seconds: length of the video; 0 for images, and where there is a problem.
-        category: `MISSING`, `UNDECODABLE`, `TOO_SHORT` or `BAD_IMAGE`; empty: nothing is wrong.
-        problem: names the file, in one line.
         bad_clips: clips that cannot be read, each with its category (`TOO_SHORT` or `OUTSIDE`) and problem.
     """
 
-    seconds: float = 0.0
-    category: str = ""
-    problem: str = ""
+    seconds: float = 0.0  # length of the video; 0 for images, and where there is a problem
+    category: str = ""  # `MISSING`, `UNDECODABLE`, `TOO_SHORT` or `BAD_IMAGE`; empty: nothing is wrong
+    problem: str = ""  # names the file, in one line
     bad_clips: tuple[tuple[VideoSource, str, str], ...] = ()
 
 

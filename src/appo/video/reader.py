@@ -38,17 +38,11 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ProbedVideo:
-    """A source that was found; nothing is decoded yet.
+    """A source that was found; nothing is decoded yet."""
 
-    Attributes:
-        path: the file or folder.
-        pictures: of a folder, in order.
-        timeline: of the file or folder, or of the clip of it.
-    """
-
-    path: Path
-    pictures: list[Path]
-    timeline: Timeline
+    path: Path  # the file or folder
+    pictures: list[Path]  # of a folder, in order
+    timeline: Timeline  # of the file or folder, or of the clip of it
 
 
 def probe(source: VideoSource) -> ProbedVideo:

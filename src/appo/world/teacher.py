@@ -91,15 +91,10 @@ CONCLUSIONS = (
 
 @dataclass(frozen=True)
 class Style:
-    """The style of a teacher's reasoning.
+    """The style of a teacher's reasoning."""
 
-    Attributes:
-        commits: names the event and its second before it reports anything.
-        asides: sentences without content before the report, each one of fourteen: their gradient is noise.
-    """
-
-    commits: bool = True
-    asides: int = 0
+    commits: bool = True  # names the event and its second before it reports anything
+    asides: int = 0  # sentences without content before the report, each one of fourteen: their gradient is noise
 
 
 COMMITTING = Style()

@@ -30,23 +30,14 @@ HELD_OUT_PAIRS = frozenset((SHAPES[i], COLOURS[(3 * i + 1) % 8]) for i in range(
 
 @dataclass(frozen=True)
 class Dials:
-    """How hard a clip is.
+    """How hard a clip is."""
 
-    Attributes:
-        seconds: length of the clip, at most `MAX_SECONDS`.
-        events: smallest and largest number of events.
-        distractors: smallest and largest number of wandering shapes.
-        textures: background families to draw from.
-        noise: standard deviation of pixel noise, in grey levels of 255.
-        held_out: probability that an event is one of `HELD_OUT_PAIRS`; 0 excludes them altogether.
-    """
-
-    seconds: int = 8
-    events: tuple[int, int] = (2, 3)
-    distractors: tuple[int, int] = (1, 2)
-    textures: tuple[str, ...] = FAMILIAR_TEXTURES
-    noise: float = 0.0
-    held_out: float = 0.0
+    seconds: int = 8  # length of the clip, at most `MAX_SECONDS`
+    events: tuple[int, int] = (2, 3)  # smallest and largest number of events
+    distractors: tuple[int, int] = (1, 2)  # smallest and largest number of wandering shapes
+    textures: tuple[str, ...] = FAMILIAR_TEXTURES  # background families to draw from
+    noise: float = 0.0  # standard deviation of pixel noise, in grey levels of 255
+    held_out: float = 0.0  # probability that an event is one of `HELD_OUT_PAIRS`; 0 excludes them altogether
 
 
 # The ladder of SEED-Bench-R1: in distribution, new surroundings, and a harder task in new surroundings.
@@ -103,21 +94,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene.
+    """A question about a scene."""
 
-    Attributes:
-        task: one of `TASKS`.
-        text: its words.
-        answer: one word.
-        target: index of the event that gives the answer.
-        evidence: indices of all events that are needed, `target` first.
-    """
-
-    task: str
-    text: str
-    answer: str
-    target: int
-    evidence: tuple[int, ...]
+    task: str  # one of `TASKS`
+    text: str  # its words
+    answer: str  # one word
+    target: int  # index of the event that gives the answer
+    evidence: tuple[int, ...]  # indices of all events that are needed, `target` first
 
 
 def dials_of(level: str) -> Dials:
