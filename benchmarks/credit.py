@@ -52,7 +52,7 @@ from appo.training.config import APPOConfig
 from appo.types import Group, GroupScores, Sample, VideoQA
 from appo.world import generate as generate_clips
 from appo.world import policy_path
-from appo.world.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
+from appo.world.policy import MAX_NEW_TOKENS, WORLD_WEIGHTS, prompt_of
 
 LAYERS = 3  # the paper's
 STD_EPSILON = 1e-4  # TRL's, under the standard deviation of a group's rewards

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 from shapes import SHAPES, config_of
 from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from transformers.utils import is_torchcodec_available
@@ -43,7 +44,7 @@ from appo import APPOConfig, APPOTrainer
 from appo.models.families import family_of, use_pretrained_positions
 from appo.rewards.templates import build_messages
 from appo.rollout.timers import Stopwatch
-from appo.world import build_policy, generate, load_policy
+from appo.world import generate, load_policy
 
 WAYS = ("appo", "grpo", "rows", "stock")
 OURS: dict[str, dict[str, Any]] = {

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from recipes.tiny_policy.build import build_policy
 from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
 from appo import APPOConfig, APPOTrainer
 from appo.rewards.functions import completion_text, format_reward
 from appo.types import VideoQA
-from appo.world import build_policy, policy_path
+from appo.world import policy_path
 from tests.support.runs import FAST, clips, logged, rows_of
 
 PATH = Path(__file__).parents[1] / "examples" / "loop.py"

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes.tiny_policy.build import ROPE_THETA, start_as_lookup
+from recipes.tiny_policy.processor import build_tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -24,8 +26,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from appo.experiments.study.words import REASON, description_of, reasoning_prompt, scene_in_words
 from appo.models.prefix_packing import IGNORED
 from appo.types import VideoQA
-from appo.world.policy import ROPE_THETA, start_as_lookup
-from appo.world.processor import build_tokenizer
 from appo.world.teacher import respond
 from appo.world.world import LEVELS, TASKS, make_question, make_scene
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from recipes.tiny_policy.build import build_policy
 from recipes.tiny_policy.lessons import (
     CLOCK_WORDS,
     COLOUR_WORDS,
@@ -35,15 +36,14 @@ from recipes.tiny_policy.lessons import (
     drill_scene,
     pixels,
 )
+from recipes.tiny_policy.measure import measure
+from recipes.tiny_policy.processor import build_processor
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.models.prefix_packing import IGNORED
 from appo.world.dataset import generate
-from appo.world.measure import measure
-from appo.world.policy import build_policy
-from appo.world.processor import build_processor
 from appo.world.teacher import COMMITTING, Style
 from appo.world.world import CELLS, LEVELS, Dials
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from recipes.tiny_policy.build import build_policy
 
 from appo.cli.main import main
 from appo.reports.run_folder import RunFolder
-from appo.world import build_policy
 from tests.support.clips import write_clip
 from tests.support.runs import clips
 

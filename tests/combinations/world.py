@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from PIL import Image
+from recipes.tiny_policy.build import build_policy
 from torch import Tensor
 
 from appo.rollout.generation import clean_messages, encode_prompt, video_sources
 from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import FrameSampling, SampledVideo
-from appo.world import build_policy
 from tests.combinations.cases import DIMENSIONS
 from tests.support.runs import clips
 

@@ -15,6 +15,7 @@ import pytest
 from datasets import concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes.tiny_policy.build import build_policy
 from transformers import Qwen2_5_VLProcessor
 
 from appo.data import DATASETS, load, read
@@ -27,7 +28,7 @@ from appo.rewards.templates import INSTRUCTIONS, lettered
 from appo.rollout.generation import VideoCache, encode_prompt, video_sources
 from appo.types import VideoQA, VideoSource
 from appo.video.reader import FrameSampling
-from appo.world import build_policy, generate
+from appo.world import generate
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.data_fixtures import CASES, SEED_TRAIN, Case, perception_test, put_json, put_media
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from datasets import concatenate_datasets
+from recipes.tiny_policy.build import build_policy
 
 from appo.cli.main import main
 from appo.data import load
 from appo.reports.run_folder import RunFolder
 from appo.rewards.functions import format_reward, temporal_iou_reward
 from appo.rewards.templates import GROUNDED_INSTRUCTION
-from appo.world import build_policy
 from tests.support.data_fixtures import CASES, Case, nextgqa, nextqa, perception_test
 from tests.support.runs import logged, make_trainer
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recipes.tiny_policy.build import build_policy
 from rich.console import Console
 
 from appo.evaluation import inference as evaluate
@@ -19,7 +20,6 @@ from appo.reports.console import print_group
 from appo.reports.records import RolloutRecord
 from appo.types import VideoSource
 from appo.video.reader import FrameSampling
-from appo.world import build_policy
 from tests.support.runs import clips
 
 SAMPLING = FrameSampling(2.0, 16, 4)

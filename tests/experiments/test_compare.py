@@ -24,7 +24,7 @@ from appo.experiments.compare.methods import RELATIVE, variant_of
 from appo.experiments.demo import prompts_a_step
 from appo.reports.jsonl import RecordError
 from appo.world import generate, load_policy
-from appo.world.measure import MAX_NEW_TOKENS, SAMPLING
+from appo.world.policy import MAX_NEW_TOKENS, SAMPLING
 
 TIMES = ("seconds", "own_seconds", "training_seconds", "evaluation_seconds")
 

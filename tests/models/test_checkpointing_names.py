@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig
+from recipes.tiny_policy.build import build_policy
 from transformers import TrainingArguments
 
 from appo import APPOConfig, APPOTrainer
 from appo.experiments.plan.planning import settings_of
 from appo.models.checkpointing_names import quiet
 from appo.training.arguments import parse
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, rows_of
 from tests.training.test_sft import make as make_sft
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.models.frame_attention import full_precision
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prompt import Prompt
 from appo.rollout.vllm.colocate import VideoEngine
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, rows_of
 from tests.support.tiny import random_responses
 

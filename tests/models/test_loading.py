@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from recipes.tiny_policy.build import build_policy
 
 from appo.experiments.plan.architecture import read_architecture
 from appo.models import loading as models
@@ -16,8 +17,7 @@ from appo.models.loading import fingerprint, load_model
 from appo.models.names import checkpoint_of, policy_path, source_of
 from appo.rewards.templates import build_messages
 from appo.rollout.generation import VideoCache, encode_prompt, video_sources
-from appo.world import build_policy
-from appo.world.measure import SAMPLING
+from appo.world.policy import SAMPLING
 from tests.support.runs import clips
 
 

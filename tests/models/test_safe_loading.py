@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from recipes.tiny_policy.build import build_policy
 
 from appo.cli.main import main
 from appo.models.loading import load_model
-from appo.world import build_policy
 
 
 class Payload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from recipes.tiny_policy.processor import build_tokenizer
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -14,7 +15,6 @@ from transformers import (
 )
 
 from appo.models.vision_tower import freeze_vision_tower
-from appo.world.processor import build_tokenizer
 from tests.support.tiny import ARCHITECTURES, tiny_model
 from tests.training.side_by_side import small
 

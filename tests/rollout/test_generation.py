@@ -9,6 +9,7 @@ import torch
 import transformers
 from datasets import Dataset
 from packaging.version import Version
+from recipes.tiny_policy.build import build_policy
 from transformers import GenerationConfig
 
 from appo.models.families import family_of
@@ -25,7 +26,6 @@ from appo.rollout.generation import (
 )
 from appo.types import VideoSource
 from appo.video.reader import FrameSampling, MissingVideoError
-from appo.world import build_policy
 from tests.support.runs import clips
 from tests.support.tiny import ARCHITECTURES, PromptShape, random_prompt, tiny_model
 

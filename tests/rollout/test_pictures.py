@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from recipes.tiny_policy.build import build_policy
 from torch import Tensor
 
 from appo.models.families import family_of
@@ -20,7 +21,6 @@ from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import VideoCache, encode_prompt, pictures
 from appo.rollout.timers import Stopwatch
 from appo.video.reader import FrameSampling
-from appo.world import build_policy
 from tests.support.runs import clips, logged, make_trainer
 
 SIZES = [(56, 56), (112, 56), (84, 84), (56, 112), (140, 56), (56, 84)]

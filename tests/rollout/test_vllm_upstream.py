@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.processor import build_tokenizer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from appo.rollout.vllm import colocate as room
 from appo.rollout.vllm.prompts import EngineMismatchError, EnginePrompt
 from appo.rollout.vllm.server import VideoClient
 from appo.types import Group, Sample, VideoQA
-from appo.world.processor import build_tokenizer
 from tests.rollout.vllm_stand_in import StandIn, put_in_place
 from tests.support.runs import clips, logged, make_trainer, rows_of
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from recipes.tiny_policy.build import build_policy
 from trl.generation import vllm_generation
 
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prompt import Prompt
 from appo.rollout.generation import respond
-from appo.world import build_policy
 
 
 class StandIn:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from recipes.tiny_policy.processor import SPECIAL
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from appo.world.processor import SPECIAL
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

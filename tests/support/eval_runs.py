@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes.tiny_policy.build import _config, _generation, build_policy, initialise
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from appo.cli.main import main
-from appo.world import build_policy
-from appo.world.policy import _config, _generation, initialise
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.data_fixtures import put_lines, put_media
 

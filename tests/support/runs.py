@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.rewards.templates import build_messages
 from appo.types import VideoQA
-from appo.world import build_policy, generate
+from appo.world import generate
 
 FAST = {
     "num_generations": 4,

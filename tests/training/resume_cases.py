@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.reports.run_folder import RunFolder
 from appo.training.rollout_logger import Recorder
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips
 
 TIMES = ("step_time", "appo/score_share", "train_runtime", "train_samples_per_second", "train_steps_per_second")

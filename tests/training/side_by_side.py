@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
+from recipes.tiny_policy.processor import CHAT_TEMPLATE, build_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
 from appo.models.families import family_of
-from appo.world import build_policy
-from appo.world.processor import CHAT_TEMPLATE, build_tokenizer
 from tests.support.runs import FAST, accuracy_reward
 
 WORDS = [

@@ -12,7 +12,7 @@ from appo.training.arguments import TrainScript, parse
 from appo.training.run import set_pixels, subset
 from appo.video.reader import read_video
 from appo.world import load_policy
-from appo.world.measure import SAMPLING
+from appo.world.policy import SAMPLING
 from tests.support.clips import counted_frames, write_clip
 
 RECIPES = Path(__file__).parents[2] / "recipes"

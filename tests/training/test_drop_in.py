@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from recipes.tiny_policy.processor import build_tokenizer
 from transformers import Qwen2ForSequenceClassification, set_seed
 from trl import GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
 from appo import APPOConfig, APPOTrainer
-from appo.world.processor import build_tokenizer
 from tests.support.runs import FAST, accuracy_reward, logged
 from tests.training.side_by_side import WORDS, policy, questions, same_trainer, small, stock_trainer
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.data.table import question_of
 from appo.types import Group, Sample
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, rows_of
 
 peft = pytest.importorskip("peft")

@@ -88,7 +88,7 @@ class Watched:
         record = self.trainer.on_rollout
 
         def watching(step: int, groups: Any) -> None:
-            self.shown.append((step, [video_of(group[0].row) for group in (one.samples for one in groups)]))
+            self.shown.append((step, [video_of(group.row) for group in groups]))
             record(step, groups)
 
         self.trainer.on_rollout = watching

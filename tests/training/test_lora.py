@@ -17,7 +17,7 @@ from appo.training.arguments import parse
 from appo.training.lora import LANGUAGE_LAYERS, AdapterSettings, adapter_config, loading_settings
 from appo.video.reader import read_video
 from appo.world import load_policy, policy_path
-from appo.world.measure import SAMPLING
+from appo.world.policy import SAMPLING
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
 SMALL = ["--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.1", "--learning_rate", "1e-2"]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from peft import LoraConfig
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.reports.run_folder import RunFolder
 from appo.training.atomic_checkpoint import problem
 from appo.training.run import save_policy
 from appo.training.sft import make_sft_trainer
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, make_trainer, rows_of
 
 PAPERS = {"appo": "2602.23823", "dapo": "2503.14476", "grpo": "2402.03300"}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
+from recipes.tiny_policy.measure import respond, summarize
 
 from appo import APPOConfig, APPOTrainer
 from appo.data import load, rows_of
@@ -18,8 +20,8 @@ from appo.rollout.generation import encode_prompt
 from appo.training.sft import IGNORED, VideoSFTTrainer, completion_of, make_sft_trainer, sft_config, with_completions
 from appo.training.vision_check import BlindPolicyError
 from appo.video.reader import FrameSampling, read_video
-from appo.world import build_policy, generate, load_policy
-from appo.world.measure import SAMPLING, respond, summarize
+from appo.world import generate, load_policy
+from appo.world.policy import SAMPLING
 from tests.support.data_fixtures import CASES, Case, seed_train
 from tests.support.runs import FAST, clips, logged, make_trainer
 

@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 import torch
 from datasets import Dataset
+from recipes.tiny_policy.build import build_policy
 from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
 from appo.models.families import family_of
 from appo.rollout import pipeline as pipeline_module
 from appo.training.vision_check import BlindPolicyError
-from appo.world import build_policy
 from tests.support.runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from recipes.tiny_policy.build import build_policy
 
 from appo import APPOConfig, APPOTrainer
 from appo.rollout.generation import has_video
-from appo.world import build_policy, load_policy, policy_path
+from appo.world import load_policy, policy_path
 from tests.support.runs import FAST, accuracy_reward, clips, logged, make_trainer, rows_of
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes.tiny_policy.build import build_policy
 from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -24,7 +25,6 @@ from appo.types import VideoQA, VideoSource
 from appo.video.frame_sampling import Timeline
 from appo.video.pyav_reader import read_timeline
 from appo.video.reader import ClipError, FrameSampling, TooFewFramesError, VideoError, read_video
-from appo.world import build_policy
 from tests.support import clips
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.data_fixtures import perception_test

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recipes.tiny_policy.build import build_policy
 
 from appo.rollout.generation import VideoCache
 from appo.types import VideoSource
@@ -18,7 +19,6 @@ from appo.video import reader as video
 from appo.video.decode_worker import Decoder
 from appo.video.frame_cache import FrameCache
 from appo.video.reader import CorruptVideoError, FrameSampling, MissingVideoError, read_video
-from appo.world import build_policy
 from tests.support import clips
 from tests.support.stand_ins import own_process, stuck_decode_frames, unguarded
 

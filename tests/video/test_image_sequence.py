@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from recipes.tiny_policy.build import build_policy
 
 from appo.data import load
 from appo.rewards.templates import build_messages
@@ -26,7 +27,6 @@ from appo.video.reader import (
     VideoError,
     read_video,
 )
-from appo.world import build_policy
 from tests.support import clips
 from tests.support.data_fixtures import MV_ROW, put_json
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recipes.tiny_policy.build import build_policy
 from recipes.tiny_policy.lessons import Lessons, Stage, build_pool
+from recipes.tiny_policy.measure import respond, summarize
 from recipes.tiny_policy.warmstart import SHORT, Recipe, embed, positions, train_stage, train_vision
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -24,9 +26,7 @@ from appo.video.reader import read_video
 from appo.world import generate, load_annotations, load_policy, planned, policy_path
 from appo.world.dataset import samples
 from appo.world.drawing import RGB
-from appo.world.measure import SAMPLING, respond, summarize
-from appo.world.policy import build_policy
-from appo.world.processor import vocabulary
+from appo.world.policy import SAMPLING, vocabulary
 from appo.world.teacher import respond as teach
 from appo.world.world import HELD_OUT_PAIRS, LEVELS, NEW_TEXTURES, TASKS, Dials, make_scene
 

@@ -25,7 +25,7 @@ from appo.rollout.token_weights import weigh
 from appo.training.rollout_logger import film_of, group_record
 from appo.types import Group, Sample, VideoQA, VideoSource
 from appo.video.reader import FrameSampling
-from appo.world.measure import MAX_NEW_TOKENS, WORLD_WEIGHTS
+from appo.world.policy import MAX_NEW_TOKENS, WORLD_WEIGHTS
 
 
 def inspect_question(

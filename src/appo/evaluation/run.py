@@ -23,7 +23,7 @@ from appo.video.frame_cache import cache_in
 from appo.video.reader import FrameSampling
 from appo.world import generate, load_annotations
 from appo.world.dataset import ANNOTATIONS, HELD_OUT_SEED
-from appo.world.measure import MAX_NEW_TOKENS, SAMPLING
+from appo.world.policy import MAX_NEW_TOKENS, SAMPLING
 from appo.world.world import LEVELS
 
 CLIPS_A_LEVEL = 200  # of the embedded world, where no annotations are given

@@ -33,7 +33,7 @@ from appo.training.run import fit, make_trainer
 from appo.types import VideoQA
 from appo.world import generate, load_policy
 from appo.world.dataset import HELD_OUT_SEED
-from appo.world.measure import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
+from appo.world.policy import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
 from appo.world.world import LEVELS
 
 # Held-out questions that the untrained policy gets wrong are sampled every few steps, as a film of training.

@@ -121,32 +121,6 @@ def respond(scene: Scene, question: Question, focus: int, rng: random.Random, st
     return f"<think> {reasoning} </think> <answer> {answer} </answer>"
 
 
-def drill(scene: Scene, rng: random.Random) -> str:
-    """Text for the first lessons: one attribute of every event, followed by another of the same event.
-
-    One attention step from word to cell is enough. From whole responses alone the model first finds the frame by the
-    second just written, and for hundreds of steps not by the name (measured; not in the paper). One pair an event,
-    because a second one could be copied from the first.
-    """
-    patterns = (
-        "{shape} {colour}",
-        "{colour} {shape}",
-        "{shape} {second}",
-        "{shape} at {second}",
-        "{colour} one at {second}",
-    )
-    events = rng.sample(scene.events, len(scene.events))
-    pairs = [rng.choice(patterns).format(**asdict(event)) for event in events]
-    return f"<think> {' , '.join(pairs)} </think>"
-
-
-def all_words() -> set[str]:
-    """Every word that a response may contain, apart from names of shapes, colours and seconds."""
-    tables = (OPENINGS, COMMITMENTS, *REPORTS.values(), CHECKS, WANDERERS, OTHERS, FILLERS, CONCLUSIONS)
-    words = {word for table in tables for line in table for word in line.split() if "{" not in word}
-    return words | {"<think>", "</think>", "<answer>", "</answer>", "one"}
-
-
 def _remarks(scene: Scene, event: Event, rng: random.Random) -> list[str]:
     """Checks and descriptions between report and conclusion, in any order: three or four sentences."""
     remarks = [rng.choice(CHECKS).format(**asdict(event)), rng.choice(FILLERS)]

@@ -27,7 +27,7 @@ from appo.models.prompt import Features, Prompt
 from appo.rewards.functions import score_answer
 from appo.rollout.generation import generate
 from appo.types import Group, GroupScores, VideoQA
-from appo.world.measure import MAX_NEW_TOKENS, prompt_of
+from appo.world.policy import MAX_NEW_TOKENS, prompt_of
 from appo.world.world import COLOURS, DISTRACTORS, MAX_SECONDS, SHAPES
 
 # --- descriptions, by the grammar of the tiny policy (`appo.world.teacher`) -------------------------------------------

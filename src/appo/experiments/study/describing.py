@@ -14,8 +14,7 @@ from appo.models.loading import load_model, usual_dtype, usual_place
 from appo.models.names import checkpoint_of
 from appo.types import VideoQA
 from appo.video.frame_cache import cache_in
-from appo.world.measure import MAX_NEW_TOKENS
-from appo.world.processor import vocabulary
+from appo.world.policy import MAX_NEW_TOKENS, vocabulary
 
 
 def describe(

@@ -9,27 +9,13 @@ from typing import Any
 
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from appo.models.prompt import Prompt
 from appo.rewards.functions import score_answer
-from appo.rewards.templates import build_messages, parse_response
-from appo.rollout.generation import VideoCache, encode_prompt, generate, video_sources
+from appo.rewards.templates import parse_response
+from appo.rollout.generation import generate
 from appo.types import VideoQA
-from appo.video.reader import FrameSampling
-from appo.world.world import MAX_SECONDS
+from appo.world.policy import MAX_NEW_TOKENS, prompt_of
 
-# Two frames a second make one frame of the language model, at every length of clip.
-SAMPLING = FrameSampling(fps=2.0, max_frames=2 * MAX_SECONDS, min_frames=4)
-MAX_NEW_TOKENS = 128  # 99 % of responses have at most 83; DAPO's soft punishment begins at 103
-# K1, K2, K3 in proportion to the response length and the number of frames (docs/world.md).
-WORLD_WEIGHTS: dict[str, Any] = {"score_tokens": 8, "top_frames": 2, "frame_tokens": 8}
 _COMMITMENT = re.compile(r" at (\d+)")
-
-
-def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> Prompt:
-    """A question of the embedded world as a prompt, its clip read from the file."""
-    messages = build_messages(question, instruction="")
-    videos = VideoCache(processor.video_processor, SAMPLING)
-    return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
 
 
 def respond(

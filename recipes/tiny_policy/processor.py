@@ -41,7 +41,7 @@ def vocabulary() -> dict[str, int]:
     """Word -> id: special tokens, then content words, then the words of teacher and prompts in order."""
     seconds = [str(second) for second in range(MAX_SECONDS + 1)]
     content = [*SHAPES, *COLOURS, *DISTRACTORS, *seconds]
-    other = sorted((teacher.all_words() | set(PROMPT_WORDS.split())) - set(content))
+    other = sorted((all_words() | set(PROMPT_WORDS.split())) - set(content))
     return {word: index for index, word in enumerate([*SPECIAL, UNKNOWN, *content, *other])}
 
 
@@ -78,3 +78,19 @@ def build_processor() -> Qwen2_5_VLProcessor:
         video_processor=video,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def all_words() -> set[str]:
+    """Every word that a response may contain, apart from names of shapes, colours and seconds."""
+    tables = (
+        teacher.OPENINGS,
+        teacher.COMMITMENTS,
+        *teacher.REPORTS.values(),
+        teacher.CHECKS,
+        teacher.WANDERERS,
+        teacher.OTHERS,
+        teacher.FILLERS,
+        teacher.CONCLUSIONS,
+    )
+    words = {word for table in tables for line in table for word in line.split() if "{" not in word}
+    return words | {"<think>", "</think>", "<answer>", "</answer>", "one"}
