@@ -29,7 +29,6 @@ from typing import Any
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.combinations.cases import DIMENSIONS, Case, all_tuples, covering_array, random_cases, tuples_of
 from tests.combinations.worker import run_apart

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))  # for `recipes`, also where a script is started from elsewhere
 RESULTS = Path(__file__).parent / "results"
 GB = 1e9
 

@@ -206,7 +206,7 @@ def measure(cell: Cell, seed: int = 0) -> tuple[dict[str, int], Run]:
     with tempfile.TemporaryDirectory() as temporary, head_tile(cell.head_tile):
         trainer = make_trainer(cell, Path(temporary), seed)
         trainer.remove_callback(PrinterCallback)
-        trainer.watch = trainer.encoder.watch = Marks(STEP_PARTS)
+        trainer.watch = trainer.encoder.watch = trainer.pipeline.watch = Marks(STEP_PARTS)
         second = SecondStep(trainer)
         trainer.add_callback(second)
         seen: list[Any] = []

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ga
 from datasets import Dataset
 from PIL import Image
 
-import appo.training.trainer
+import appo.training.trl_engine
 from appo.rollout.generation import respond
 from appo.world import load_annotations, load_policy
 from tests.support import runs
@@ -137,7 +137,7 @@ def main(tasks: list[dict[str, Any]]) -> None:
     if tasks[0]["sharding"] == "deepspeed":
         deepspeed_on_cpu()
     for task in tasks:
-        appo.training.trainer.respond = sample_by_prompt if task["sampling"] == "by prompt" else respond
+        appo.training.trl_engine.respond = sample_by_prompt if task["sampling"] == "by prompt" else respond
         train(task)
 
 
