@@ -210,8 +210,8 @@ def measure(cell: Cell, seed: int = 0) -> tuple[dict[str, int], Run]:
         second = SecondStep(trainer)
         trainer.add_callback(second)
         seen: list[Any] = []
-        look = trainer.encoder.look
-        trainer.encoder.look = lambda base, inputs, *rest: seen.append(inputs) or look(base, inputs, *rest)  # type: ignore[method-assign,func-returns-value]
+        look = trainer.encoder.vision_features
+        trainer.encoder.vision_features = lambda base, inputs, *rest: seen.append(inputs) or look(base, inputs, *rest)  # type: ignore[method-assign,func-returns-value]
         trainer.train()
     found = {phase: second.static + peak for phase, peak in peaks(second.profiler).items()}
     return found | {"static": second.static}, run_of(cell, trainer, seen[-1])

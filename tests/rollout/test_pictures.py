@@ -194,7 +194,7 @@ def test_pictures_in_memory_keep_their_own_features(policy, encoder):
     model, _ = policy
     for messages, copied in copies(75):
         inputs = encoder.read(model, messages)
-        seen = encoder.see(model, copied, inputs)
+        seen = encoder.encode_vision(model, copied, inputs)
         torch.testing.assert_close(
             features_of(seen), features_of(family_of(model).encode_vision(inputs)), rtol=0, atol=0
         )
@@ -207,7 +207,7 @@ def test_the_same_picture_is_encoded_once_however_it_is_given(policy, encoder, t
     hook = model.model.visual.register_forward_hook(lambda *_: passes.append(1))
     for image in (str(tmp_path / "same.png"), noise(0, SIZES[0]), noise(0, SIZES[0]), noise(1, SIZES[0])):
         messages = prompt("when ?", {"type": "image", "image": image})
-        encoder.see(model, messages, encoder.read(model, messages))
+        encoder.encode_vision(model, messages, encoder.read(model, messages))
     hook.remove()
     assert len(passes) == 2, "two different pictures"
 
@@ -218,7 +218,7 @@ def test_a_file_that_changes_between_two_rollouts_is_read_again(policy, encoder,
     found = []
     for number in (0, 1):
         noise(number, SIZES[0]).save(tmp_path / "changing.png")
-        found.append(features_of(encoder.see(model, messages, encoder.read(model, messages))))
+        found.append(features_of(encoder.encode_vision(model, messages, encoder.read(model, messages))))
     assert not torch.equal(*found)
 
 

@@ -149,12 +149,12 @@ def test_the_rest_of_the_run_is_that_of_the_same_rows_with_good_videos(tmp_path,
     run.trainer.train()
     file.write_bytes(saved)
     reference = Watched(tmp_path / "reference", rows)
-    can_show = reference.trainer._can_show
+    can_read = reference.trainer._can_read
 
     def refusing(row: Any) -> bool:
-        return can_show(row) and not (reference.trainer.state.global_step >= 2 and video_of(row) == str(file))
+        return can_read(row) and not (reference.trainer.state.global_step >= 2 and video_of(row) == str(file))
 
-    monkeypatch.setattr(reference.trainer, "_can_show", refusing)
+    monkeypatch.setattr(reference.trainer, "_can_read", refusing)
     reference.trainer.train()
     assert run.log
     assert reference.log == []
@@ -265,7 +265,7 @@ def row(name: str) -> dict[str, Any]:
 def shown(faults: VideoFaults, files: Files, names: str, others: Any = ()) -> list[bool]:
     result: list[bool] = []
     faults.attempt(
-        lambda: result.extend(faults.can_show(row(n), files, 0) for n in names) or [], lambda s: [s, *others]
+        lambda: result.extend(faults.can_read(row(n), files, 0) for n in names) or [], lambda s: [s, *others]
     )
     return result
 
@@ -287,10 +287,10 @@ def test_files_count_once_and_a_repaired_one_no_longer(tmp_path) -> None:
 
 def test_processes_agree_and_one_of_them_tells(tmp_path, capsys) -> None:
     """What the other process has found is known here; where it finds nothing, both stop."""
-    quiet, files = VideoFaults(tmp_path, limit=0, tells=False), Files("a")
+    quiet, files = VideoFaults(tmp_path, limit=0, is_main=False), Files("a")
     other = VideoFaults(tmp_path, limit=0)
     messages: list[Any] = []
-    other.attempt(lambda: [other.can_show(row("a"), files, 7)], lambda said: messages.append(said) or [said])
+    other.attempt(lambda: [other.can_read(row("a"), files, 7)], lambda said: messages.append(said) or [said])
     assert quiet.attempt(lambda: ["fine"], lambda said: [said, messages[0]]) == ["fine"]
     assert (quiet.files, quiet.count, bool(quiet.stop)) == ({"a"}, 1, True)
     assert len(capsys.readouterr().err.splitlines()) == 1, "only the one that tells"

@@ -10,7 +10,7 @@ from rich.console import Console
 from appo.cli.main import main
 from appo.reports.run_folder import CONFIG, RunFolder
 from appo.training.arguments import parse
-from appo.training.resume import Found, taken_back
+from appo.training.resume import Found, undone_on_error
 from appo.training.run import train
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
@@ -56,7 +56,7 @@ def test_nothing_is_written_until_the_trainer_is_built(tmp_path, monkeypatch):
 
 
 def fails_in(found: Found) -> None:
-    with pytest.raises(RuntimeError, match="first"), taken_back(found):
+    with pytest.raises(RuntimeError, match="first"), undone_on_error(found):
         raise RuntimeError("first")
 
 

@@ -20,10 +20,9 @@ from appo.rewards.templates import INSTRUCTION, build_messages, parse_response
 from appo.rollout.generation import (
     PromptError,
     VideoCache,
-    encode_prompt,
+    encode_messages,
     evaluation_mode,
     generate,
-    video_sources,
 )
 from appo.types import VideoQA
 from appo.video.frame_cache import FrameCache
@@ -106,7 +105,7 @@ def _prompt(processor: Any, videos: VideoCache, question: VideoQA, instruction: 
     """A question as a prompt, or why its video, image or text cannot be used."""
     messages = build_messages(question, instruction=instruction)
     try:
-        return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+        return encode_messages(processor, messages, videos)
     except (VideoError, PromptError) as error:
         return " ".join(str(error).split())
 

@@ -20,7 +20,7 @@ from appo.reports.records import RolloutRecord
 from appo.reports.run_folder import LoadedRun
 from appo.rewards.functions import score_answer
 from appo.rewards.templates import INSTRUCTION, build_messages
-from appo.rollout.generation import VideoCache, encode_prompt, generate, video_sources
+from appo.rollout.generation import VideoCache, encode_messages, generate
 from appo.rollout.token_weights import weigh
 from appo.training.rollout_logger import film_of, group_record
 from appo.types import Group, Sample, VideoQA, VideoSource
@@ -56,7 +56,7 @@ def inspect_question(
     """
     videos = VideoCache(processor.video_processor, sampling)
     messages = build_messages(question, instruction=instruction)
-    prompt = encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+    prompt = encode_messages(processor, messages, videos)
     ids_G = generate(model, processor, [prompt], max_new_tokens=max_new_tokens, responses=responses)[0]
     texts = processor.batch_decode(ids_G, skip_special_tokens=True)
     gold = question.answer, question.kind, question.options

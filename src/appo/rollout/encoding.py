@@ -13,7 +13,7 @@ from torch import Tensor
 
 from appo.models.families import family_of
 from appo.models.prompt import Features, Prompt
-from appo.rollout.generation import Messages, VideoCache, encode_prompt, video_sources
+from appo.rollout.generation import Messages, VideoCache, encode_messages, video_sources
 from appo.rollout.timers import Stopwatch
 
 # The vision tower's output for a prompt's images and videos.
@@ -22,7 +22,7 @@ Known = tuple[Features | None, Features | None]
 Agree = Callable[[int], int]
 
 
-def own_number(number: int) -> int:
+def own_count(number: int) -> int:
     """One process alone: its own number."""
     return number
 
@@ -50,25 +50,26 @@ class PromptEncoder:
             appo.video.reader.VideoError: a file cannot be decoded.
             ValueError: a model type without a family, or the model would see two frames at one time.
         """
-        videos = [self.videos.read(source) for source in video_sources(messages)]
-        prompt = encode_prompt(self.processor, messages, videos, **self.template_kwargs)
-        if videos:
+        prompt = encode_messages(self.processor, messages, self.videos, **self.template_kwargs)
+        if prompt.has_video:
             family_of(base).check_time(prompt)
         return prompt
 
-    def see(self, base: Any, messages: Messages, prompt: Prompt, agree: Agree = own_number) -> Prompt:
+    def encode_vision(self, base: Any, messages: Messages, prompt: Prompt, agree: Agree = own_count) -> Prompt:
         """What was read, with features in the place of pixels where the vision tower is not trained.
 
         Prefill, scoring and update then share them, and so do several questions about the same videos.
         """
         # A video by its file and clip; pictures by their pixels, for they may have no name.
         about = (*video_sources(messages), _digest(prompt.pixel_values, prompt.image_grid_thw))
-        seen = self.look(base, prompt, agree, self.features.get(about))
-        if prompt.has_pixels and not seen.has_pixels:
-            self.features[about] = seen.image_features, seen.video_features
-        return seen
+        encoded = self.vision_features(base, prompt, agree, self.features.get(about))
+        if prompt.has_pixels and not encoded.has_pixels:
+            self.features[about] = encoded.image_features, encoded.video_features
+        return encoded
 
-    def look(self, base: Any, prompt: Prompt, agree: Agree = own_number, known: Known | None = None) -> Prompt:
+    def vision_features(
+        self, base: Any, prompt: Prompt, agree: Agree = own_count, known: Known | None = None
+    ) -> Prompt:
         """Run the vision tower, unless it is trained (or this transformers takes pixels only): then pixels stay.
 
         Args:
@@ -84,12 +85,12 @@ class PromptEncoder:
         passes = prompt.passes if known is None else 0
         all_passes = agree(passes)
         with self.watch("vision"), self.autocast(), torch.no_grad():
-            seen = family.encode_vision(prompt.to(self.device)) if passes else prompt
+            encoded = family.encode_vision(prompt.to(self.device)) if passes else prompt
             for _ in range(all_passes - passes):
                 family.run_on_blank_pixels()
-        return seen if known is None else prompt.with_features(*known)
+        return encoded if known is None else prompt.with_features(*known)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """End a rollout: pixels and features are let go, times of frames stay."""
         self.videos.clear()
         self.features.clear()

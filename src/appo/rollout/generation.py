@@ -125,6 +125,12 @@ def message_parts(messages: Messages) -> Iterator[dict[str, Any]]:
             yield from message["content"]
 
 
+def encode_messages(processor: Any, messages: Messages, videos: VideoCache, **template_kwargs: Any) -> Prompt:
+    """`encode_prompt` of a conversation whose videos are read now. Raises VideoError or PromptError for a bad file."""
+    shown = [videos.read(source) for source in video_sources(messages)]
+    return encode_prompt(processor, messages, shown, **template_kwargs)
+
+
 def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVideo], **template_kwargs: Any) -> Prompt:
     """One conversation as a model reads it, by the processor's own chat template and video processor.
 

@@ -135,7 +135,7 @@ class RolloutPipeline:
     def _encoded(self, row: Row) -> Group:
         base = self.policy.base_model
         inputs = self.encoder.read(base, row["prompt"])
-        prompt = self.as_forward(self.encoder.see, base, row["prompt"], inputs, self.agree)
+        prompt = self.as_forward(self.encoder.encode_vision, base, row["prompt"], inputs, self.agree)
         ids = prompt.ids_1P[0].tolist()
         times = self.encoder.videos.timestamps(row["prompt"])
         return Group(row, question_of(row), prompt, ids, timestamps_F=times)

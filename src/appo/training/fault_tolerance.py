@@ -41,7 +41,7 @@ class FaultTolerantTrainer(ResumableTrainer):
     """TRL's GRPOTrainer, resumable, which replaces rows whose videos cannot be shown and applies no NaN.
 
     A trainer of it sets ``encoder`` (`PromptEncoder`) and ``watch`` (its stopwatch), and asks
-    `_shown_rows` and `_draw_shown` before it generates.
+    `_readable_rows` and `_draw_readable` before it generates.
     """
 
     encoder: Any
@@ -53,15 +53,15 @@ class FaultTolerantTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.reward_funcs = [watched(*pair) for pair in zip(self.reward_funcs, self.reward_func_names, strict=True)]
         self._fresh = FreshRows(self.train_dataset, self.args.seed + self.accelerator.process_index, self._prepared)
-        self.keep("fresh rows", self._fresh.state, self._fresh.restore)
+        self.register_state("fresh rows", self._fresh.state, self._fresh.restore)
         folder, limit = Path(self.args.output_dir), self.args.max_faulty_videos
         self._faults = VideoFaults(folder, limit, is_main_process())
-        self.keep("faults", self._faults.state, self._faults.restore)
+        self.register_state("faults", self._faults.state, self._faults.restore)
         self.add_callback(_StopOnFaults(self._faults))
 
     # -- videos ------------------------------------------------------------------------------------------------------
 
-    def _shown_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _readable_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The B rows of a rollout, whole groups; in the place of those that cannot be shown, the next fresh ones.
 
         Raises:
@@ -70,18 +70,18 @@ class FaultTolerantTrainer(ResumableTrainer):
         G, before = self.num_generations, self._fresh.state()
         if len(rows) % G:  # groups that other processes share: text alone, which can always be shown
             return rows
-        check = self._faults.patient(self._can_show)
+        check = self._faults.patient(self._can_read)
         shown = self._attempt(lambda: [row if check(row) else self._fresh.draw(1, check)[0] for row in rows[::G]])
         if shown is None:
             self._fresh.restore(before)
             raise FaultyVideosError(self._faults.stop + self._checkpoint_of_last_step())
         return [row if new is rows[q * G] else dict(new) for q, new in enumerate(shown) for row in rows[q * G :][:G]]
 
-    def _draw_shown(self, count: int, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    def _draw_readable(self, count: int, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Fresh rows that are to be kept and can be shown; none, in all processes, once the run is to stop."""
         if self._faults.stop:
             return []
-        check = self._faults.patient(self._can_show)
+        check = self._faults.patient(self._can_read)
         return self._attempt(lambda: self._fresh.draw(count, lambda row: keep(row) and check(row))) or []
 
     def _attempt(self, draw: Callable[[], list[Any]]) -> list[Any] | None:
@@ -109,9 +109,9 @@ class FaultTolerantTrainer(ResumableTrainer):
                 "prompt for each of its pictures, or leave the column out"
             ) from error
 
-    def _can_show(self, row: dict[str, Any]) -> bool:
+    def _can_read(self, row: dict[str, Any]) -> bool:
         forbidden = placeholders(self.processing_class) if self._is_vlm else ()
-        return self._faults.can_show(row, self.encoder.videos, self.state.global_step, forbidden)
+        return self._faults.can_read(row, self.encoder.videos, self.state.global_step, forbidden)
 
     def _checkpoint_of_last_step(self) -> str:
         """Write it, if the step now begun has done nothing yet; what to say about it."""

@@ -60,9 +60,9 @@ class VideoFaults:
         stop: why the run has to stop; empty: it need not.
     """
 
-    def __init__(self, folder: Path, limit: int, tells: bool = True) -> None:
+    def __init__(self, folder: Path, limit: int, is_main: bool = True) -> None:
         """``folder``: of the log; ``limit``: files that may be faulty; ``tells``: this process logs and prints."""
-        self._log, self._limit, self._tells = folder / FAULTS, limit, tells
+        self._log, self._limit, self._is_main = folder / FAULTS, limit, is_main
         self.files: set[str] = set()
         self.count = 0
         self.stop = ""
@@ -77,7 +77,7 @@ class VideoFaults:
         """Know what was known when `state` was taken."""
         self.files, self.count = set(state["files"]), state["count"]
 
-    def can_show(self, row: Mapping[str, Any], videos: Reader, step: int, forbidden: Sequence[str] = ()) -> bool:
+    def can_read(self, row: Mapping[str, Any], videos: Reader, step: int, forbidden: Sequence[str] = ()) -> bool:
         """Whether a row can be shown now. Else it is noted why not.
 
         Args:
@@ -104,13 +104,13 @@ class VideoFaults:
             return False
         return True
 
-    def patient(self, can_show: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def patient(self, can_read: Callable[[Any], bool]) -> Callable[[Any], bool]:
         """The same check for rows that are drawn until one can be shown; `attempt` ends if none comes."""
         failed = 0
 
         def check(row: Any) -> bool:
             nonlocal failed
-            if can_show(row):
+            if can_read(row):
                 failed = 0
                 return True
             failed += 1
@@ -143,7 +143,7 @@ class VideoFaults:
                 f"{len(self.files)} videos cannot be shown, {self._limit} are allowed (max_faulty_videos); the last: "
                 f"{found[-1].reason}"
             )
-        for fault in found if self._tells else ():
+        for fault in found if self._is_main else ():
             print(f"appo: step {fault.step}, row {fault.id or '?'} is replaced: {fault.reason}", file=sys.stderr)
             append_line(self._log, asdict(fault))
         if any(none_left for _, _, none_left in said):

@@ -83,18 +83,18 @@ def begin_run(found: Found, settings: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def taken_back(found: Found) -> Iterator[None]:
+def undone_on_error(found: Found) -> Iterator[None]:
     """A new run that ends in an error before it recorded anything leaves nothing, so that it can be started again."""
     try:
         yield
     except BaseException:
         if found.is_new and is_main_process():
             with contextlib.suppress(OSError):  # what went wrong first is what is said
-                _take_back(found.folder, found.existed)
+                _undo(found.folder, found.existed)
         raise
 
 
-def _take_back(folder: RunFolder, existed: bool) -> None:
+def _undo(folder: RunFolder, existed: bool) -> None:
     """Delete what starting a run makes, if nothing else is there: settings, generated clips, no picture yet."""
     names = {entry.name for entry in folder.path.iterdir()}
     made = {CONFIG, FRAMES, CLIPS}

@@ -28,7 +28,7 @@ class MetricsRecorder(TrainerCallback):
         self._folder = folder
         self._writes = trainer.is_world_process_zero
         trainer.add_callback(self)
-        trainer.keep("records", folder.sizes, self._rewind)
+        trainer.register_state("records", folder.sizes, self._rewind)
 
     def _rewind(self, sizes: dict[str, int]) -> None:
         if self._writes():

@@ -25,7 +25,7 @@ from appo.training.callbacks import StopOnSignal, TrainingBar
 from appo.training.config import APPOConfig
 from appo.training.lora import adapter_config, loading_settings
 from appo.training.out_of_memory import named_memory_errors
-from appo.training.resume import CLIPS, Found, begin_run, find_run, taken_back
+from appo.training.resume import CLIPS, Found, begin_run, find_run, undone_on_error
 from appo.training.rollout_logger import Recorder
 from appo.training.sft import VideoSFTTrainer, make_sft_trainer
 from appo.training.start_checks import check_data
@@ -48,7 +48,7 @@ def train(script: TrainScript, config: APPOConfig, console: Console) -> Path:
     console.quiet = console.quiet or not is_main_process()
     for note in found.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    with taken_back(found):
+    with undone_on_error(found):
         trainer = _trainer(script, config, found.folder, peft_config)
         run_on_main_process(partial(_begin, found, settings, script, config.seed))
         with StopOnSignal() as stop:

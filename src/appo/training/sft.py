@@ -116,7 +116,7 @@ class CompletionCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels`` and ``mm_token_type_ids``, (B, L) each, and vision tensors."""
         prompts = [self.encoder.read(self.base, row["prompt"]) for row in rows]
-        self.encoder.forget()
+        self.encoder.clear()
         targets = [self.target(row["completion"]) for row in rows]
         pairs = list(zip((prompt.ids_1P[0] for prompt in prompts), targets, strict=True))
         batch = {

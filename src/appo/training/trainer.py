@@ -80,12 +80,12 @@ class APPOTrainer(FaultTolerantTrainer):
         reward_funcs, classes, args.reward_weights = with_overlong_punishment(args, reward_funcs, classes)
         super().__init__(model, reward_funcs, args, reward_processing_classes=classes, **kwargs)
         args.reward_weights = weights
-        self._shows_pictures = self._is_vlm and has_family(self.base_model)
-        if args.method == "appo" and self._shows_pictures:
+        self._has_family = self._is_vlm and has_family(self.base_model)
+        if args.method == "appo" and self._has_family:
             family_of(self.base_model).captured_layers(args.attention_layers)
         weigher = Weigher(args.weight_settings, args.accuracy_column(self.reward_func_names), self.temperature,
                           args.frame_attention)  # fmt: skip
-        self.keep("frame shares", weigher.shares.state, weigher.shares.restore)
+        self.register_state("frame shares", weigher.shares.state, weigher.shares.restore)
         self.on_rollout: Any = None
         self.watch = Stopwatch(STEP_PARTS)
         self.encoder = self._prompt_encoder(args)
@@ -135,7 +135,7 @@ class APPOTrainer(FaultTolerantTrainer):
         """Freeze, keep processes in step, and set the attention function of policy and reference."""
         if args.freeze_vision_tower and self._is_vlm:
             freeze_vision_tower(self.base_model)
-        if self._shows_pictures and self.accelerator.distributed_type != DistributedType.NO:
+        if self._has_family and self.accelerator.distributed_type != DistributedType.NO:
             equal_vision_passes(self.base_model)
         # TRL loads the reference from where the policy's configuration came from; it may have been trained since.
         if self.ref_model is not None and not loaded_here:
@@ -172,9 +172,9 @@ class APPOTrainer(FaultTolerantTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows, train = [self._prepared(row) for row in inputs], self.model.training
-        rows = self._shown_rows(rows) if train else rows
+        rows = self._readable_rows(rows) if train else rows
         # One answer for all processes: each path has collective calls of its own.
-        vision = any_process(any(self._shows(row["prompt"]) for row in rows))
+        vision = any_process(any(self._is_visual(row["prompt"]) for row in rows))
         if not vision and not (train and self.args.max_resampling_rounds):
             # The pictures of columns are in the prompts by now.
             plain = [{name: row[name] for name in row if name not in PICTURE_COLUMNS} for row in rows]
@@ -187,14 +187,14 @@ class APPOTrainer(FaultTolerantTrainer):
             groups = self.pipeline(rows[::responses], responses, vision=vision, train=train)
             batch = self.make_batch(groups)
         finally:
-            self.encoder.forget()
+            self.encoder.clear()
         if train and vision and self.on_rollout is not None:
             self.on_rollout(self.state.global_step, groups)
         return batch
 
-    def _shows(self, prompt: Any) -> bool:
+    def _is_visual(self, prompt: Any) -> bool:
         """Whether a prompt takes our path: it has a video, or a picture that this model's packed groups can hold."""
-        return has_video(prompt) or (self._shows_pictures and bool(pictures(prompt)))
+        return has_video(prompt) or (self._has_family and bool(pictures(prompt)))
 
     def _check_rows(self, rows: Sequence[dict[str, Any]], vision: bool) -> None:
         """Refuse rows that the pipeline cannot take; before the first video, check that the policy depends on it.
@@ -224,7 +224,7 @@ class APPOTrainer(FaultTolerantTrainer):
     def _log_probs_of_own_words(self, inputs: Prompt) -> Tensor:
         """Of the prompt's last words repeated as a response, by the path the loss takes."""
         words = 4
-        prompt = self.pipeline.as_forward(self.encoder.look, self.base_model, inputs, self.pipeline.agree)
+        prompt = self.pipeline.as_forward(self.encoder.vision_features, self.base_model, inputs, self.pipeline.agree)
         ids = torch.cat([inputs.ids_1P, inputs.ids_1P[:, -words:]], dim=1).to(self.accelerator.device)
         model = self.carrying(self.model, [prompt], 1)
         log_probs: Tensor
@@ -233,7 +233,7 @@ class APPOTrainer(FaultTolerantTrainer):
 
     def _fresh_rows(self, count: int, vision: bool) -> list[dict[str, Any]]:
         """For dynamic sampling. A rollout of text takes TRL's own path as a whole, so no video may join it."""
-        return self._draw_shown(count, keep=lambda row: vision or not has_vision(row))
+        return self._draw_readable(count, keep=lambda row: vision or not has_vision(row))
 
     # -- the update --------------------------------------------------------------------------------------------------
 

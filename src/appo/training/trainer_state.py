@@ -40,7 +40,7 @@ _OUTPUT, _FIELDS = "__model_output__", "fields"
 class WholeCheckpoints(CardWriter):
     """A trainer of TRL's with checkpoints that are complete or absent and hold all that decides what follows.
 
-    It stands before TRL's trainer in a class's bases. `keep` adds a part of the state to every checkpoint.
+    It stands before TRL's trainer in a class's bases. `register_state` adds a part of the state to every checkpoint.
     """
 
     _checked_vision = False  # appo's trainers make sure once that the policy sees
@@ -52,10 +52,10 @@ class WholeCheckpoints(CardWriter):
         self._began, self._seconds_before = 0.0, 0.0
         with quiet():
             super().__init__(*args, **kwargs)
-        self.keep("loop", self._loop_state, self._restore_loop)
+        self.register_state("loop", self._loop_state, self._restore_loop)
         self.add_callback(_AtTrainBegin(self._restore))
 
-    def keep(self, name: str, save: Callable[[], Any], load: Callable[[Any], None]) -> None:
+    def register_state(self, name: str, save: Callable[[], Any], load: Callable[[Any], None]) -> None:
         """Have every checkpoint hold what ``save()`` returns, and ``load`` get it back when training resumes.
 
         Args:
@@ -216,7 +216,7 @@ class ResumableTrainer(WholeCheckpoints, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sampler: Any = None
         super().__init__(*args, **kwargs)
-        self.keep("rollout", self._rollout_state, self._restore_rollout)
+        self.register_state("rollout", self._rollout_state, self._restore_rollout)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Raises ValueError for a dataset smaller than one rollout: TRL would make no step, and say nothing."""

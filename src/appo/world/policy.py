@@ -14,7 +14,7 @@ from appo.models.loading import load_model
 from appo.models.names import policy_path as policy_path
 from appo.models.prompt import Prompt
 from appo.rewards.templates import build_messages
-from appo.rollout.generation import VideoCache, encode_prompt, video_sources
+from appo.rollout.generation import VideoCache, encode_messages
 from appo.types import VideoQA
 from appo.video.reader import FrameSampling
 from appo.world.world import MAX_SECONDS
@@ -41,4 +41,4 @@ def prompt_of(processor: Qwen2_5_VLProcessor, question: VideoQA) -> Prompt:
     """A question of the embedded world as a prompt, its clip read from the file."""
     messages = build_messages(question, instruction="")
     videos = VideoCache(processor.video_processor, SAMPLING)
-    return encode_prompt(processor, messages, [videos.read(source) for source in video_sources(messages)])
+    return encode_messages(processor, messages, videos)
