@@ -67,7 +67,7 @@ def quiet() -> Console:
 def finished(tmp_path_factory) -> Comparison:
     """Two methods x two seeds x one step, all real."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(cells, "PERCEIVED", 2)
+    patch.setattr(cells, "MEASURED_QUESTIONS", 2)
     comparison = Comparison(tmp_path_factory.mktemp("compare"), ("dapo", "appo-relative"), 2, 1, 4)
     compare(comparison, quiet(), here)
     patch.undo()
@@ -107,7 +107,7 @@ def test_cells_hold_what_the_tables_are_made_of(finished) -> None:
 @pytest.mark.slow
 def test_a_killed_cell_is_redone_and_equals_the_undisturbed_one(finished, tmp_path, monkeypatch) -> None:
     """Its real process is killed while it trains; nothing half-written is taken for a cell."""
-    monkeypatch.setattr(cells, "PERCEIVED", 2)
+    monkeypatch.setattr(cells, "MEASURED_QUESTIONS", 2)
     again = Comparison(tmp_path, ("dapo",), 1, 1, 4)
     open_folder(again)
     process = start_process(again, ("dapo", 0))

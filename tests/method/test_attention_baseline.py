@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,12 +119,12 @@ def test_frames_that_all_look_at_are_no_longer_chosen() -> None:
     assert crucial_F.tolist() == [False, False, True, False]
 
 
-def _tell(told: list, own: list) -> list:
-    told += own
-    return own
+def _tell(told: list, own: Any) -> list:
+    told.append(own)
+    return [own]
 
 
-def _told(told: list, own: list) -> list:
+def _told(told: list, own: Any) -> list:
     return told
 
 

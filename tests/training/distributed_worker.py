@@ -30,7 +30,7 @@ def sample_by_prompt(model: Any, pad: int, prompts: Any, responses: int, **gener
     groups = []
     for prompt in prompts:
         with torch.random.fork_rng():
-            torch.manual_seed(zlib.crc32(prompt["input_ids"].numpy().tobytes()))
+            torch.manual_seed(zlib.crc32(prompt.ids_1P.numpy().tobytes()))
             groups += respond(model, pad, [prompt], responses, **generation)
     return groups
 

@@ -9,7 +9,7 @@ import torch
 
 from appo import APPOConfig
 from appo.cli.main import main
-from appo.training import run as training_module
+from appo.training import trl_engine
 from appo.training.out_of_memory import TooLittleMemoryError, named_memory_errors, remedies
 from tests.support.runs import FAST
 
@@ -69,8 +69,7 @@ def test_the_command_exits_with_2_and_one_line(tmp_path, capsys, monkeypatch) ->
     def hungry(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError(CUDA)
 
-    trainer = training_module.APPOTrainer
-    monkeypatch.setattr(trainer, "_generate_single_turn", hungry)
+    monkeypatch.setattr(trl_engine, "respond", hungry)
     assert main(["train", "--tiny", "--output_dir", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
