@@ -107,7 +107,7 @@ def _calm_libraries() -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether an error is about the user's input: settings, files, videos, the machine; all else is a bug of ours."""
+    """Whether an error is about the user's input: settings, files, videos, the machine; all else is a bug."""
     # By name, for importing the libraries that define them takes seconds.
     names = {base.__name__ for base in type(error).__mro__}
     return isinstance(error, (ValueError, OSError)) or bool(names & {"BlindPolicyError", "YAMLError"})

@@ -1,4 +1,4 @@
-"""Frame attention relative to what is usual for the frame (ours, docs/method.md «Beyond the paper»).
+"""Frame attention relative to what is usual for the frame (not in the paper, see docs/method.md).
 
 Some frames, often the first and the last, draw attention from every token whatever is asked. Averaged over many tokens
 (step 2) they win. Here a token's attention is read as its *share* of what it spends on the video, divided by the mean
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 DECAY = 0.9
-"""What a rollout's prompts count for after each later rollout: about the last ten make the mean. Ours, not tuned."""
+"""What a rollout's prompts count for after each later rollout: about the last ten make the mean. Not tuned."""
 
 Sums = dict[int, tuple[Tensor, float]]
 """Number of frames F -> sum over prompts of their mean shares (F,) in float64, and how many prompts those are."""

@@ -1,7 +1,7 @@
 """Gradient checkpointing by its two names: TRL's ``gradient_checkpointing``, transformers 5.23's ``activation_...``.
 
-TRL 1.16 sets the old name by default and asks models by it, which transformers 5.23 warns of, though nobody who trains
-with either has said anything deprecated. transformers before 5.23 knows the old name only.
+TRL 1.16 sets the old name by default and asks models by it, which transformers 5.23 warns of, though users of
+either have set no deprecated name. transformers before 5.23 knows the old name only.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int, wi
 
     Understands every mask form transformers passes to attention functions: None (causal), (B, L) padding masks of
     flash attention, (B, 1, L, L) boolean (True = visible) and additive float masks. The last two hold the layer's
-    sliding window; to a kernel that gets one of the first two it is told (`window`, in keys; None: all that precede).
+    sliding window; a kernel that gets one of the first two is given it (`window`, in keys; None: all that precede).
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         rows = attention_mask.expand(query_BC.shape[0], -1, -1, -1)[:, :1, :, :keys]

@@ -94,8 +94,8 @@ def usual_place() -> dict[str, Any]:
 def fingerprint(source: str | os.PathLike[str]) -> str:
     """Which checkpoint this is: of a folder a digest of its files, of a hub id the commit; of an adapter both models'.
 
-    Of large files 64 pieces spread over the whole are read: training changes all weights, and nobody waits for
-    gigabytes.
+    Of large files 64 pieces spread over the whole are read: training changes all weights, and reading
+    gigabytes takes minutes.
 
     Raises:
         OSError: there is no such checkpoint.

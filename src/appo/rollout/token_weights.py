@@ -52,7 +52,7 @@ def weigh(
 
 
 def with_base(weights: PerceptionWeights, mask_GN: Tensor, base_weight: float) -> PerceptionWeights:
-    """The weights with `base_weight` for tokens that no crucial frame chose; 1 is the paper's (ours, method.md).
+    """The weights with `base_weight` for tokens that no crucial frame chose; 1 is the paper's (others: method.md).
 
     A group without crucial frames keeps its weights of 1: nothing is known about its tokens. Padding keeps 1.
     """

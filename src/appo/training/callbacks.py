@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-# What each signal does by itself. A parent may have told its children to ignore SIGINT (a script's background jobs).
+# What each signal does by itself. A parent process may make its children ignore SIGINT (a script's background jobs).
 _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _NOTICE = b"appo: stopping after this step, with a checkpoint; once more stops at once\n"
 
@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 class StopOnSignal(TrainerCallback):
     """Within ``with``, the first SIGINT or SIGTERM ends training after the current step; the second acts at once.
 
-    Processes agree after each step, so all of them write the same checkpoint whichever was told.
+    Processes agree after each step, so all of them write the same checkpoint whichever received the signal.
 
     Attributes:
         received: number of the signal that ended training, 0 if none did.
@@ -56,9 +56,9 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training here, with a checkpoint, if a signal came."""
         if args.world_size > 1:
-            told = torch.tensor(self.received, device=args.device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            self.received = int(told)
+            received = torch.tensor(self.received, device=args.device)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+            self.received = int(received)
         if self.received:
             control.should_save = control.should_training_stop = True
 

@@ -30,7 +30,7 @@ _DAPO: dict[str, Any] = {
     "epsilon_high": 0.28,  # DAPO sec. 3.1: clip-higher
     "scale_rewards": "group",  # DAPO eq. 9
     "beta": 0.0,  # DAPO sec. 2.3: the KL term is removed
-    "max_resampling_rounds": 2,  # DAPO sec. 3.2 resamples until the batch is full; bounded here (ours)
+    "max_resampling_rounds": 2,  # DAPO sec. 3.2 resamples until the batch is full; bounded here
     "overlong_cache": None,  # DAPO sec. 3.4 and 4.1: a fifth of the longest response, see _overlong_cache
 }
 # The supervised baseline has none of these; they are filled in so that one file is checked alike for every method.
@@ -63,10 +63,10 @@ class APPOConfig(GRPOConfig):
     max_weight: float = setting(1.7, "Largest token weight; 1 is exactly DAPO. APPO step 8, best of 1.2 .. 2.0.")
     divergence: str = setting("kl", "kl (the paper's formula) or k3 (the released code's estimator). APPO step 6.")
     frame_attention: str = setting(
-        "raw", "raw (the paper) or relative: over the frame's usual share of attention (ours, method.md)."
+        "raw", "raw (the paper) or relative: over the frame's usual share of attention (not in the paper)."
     )
     base_weight: float = setting(
-        1.0, "Weight of tokens that no crucial frame chose, 0 to 1; 1: the paper (ours, method.md)."
+        1.0, "Weight of tokens that no crucial frame chose, 0 to 1; 1: the paper (others: method.md)."
     )
     normalize_weights: bool = setting(
         False, "Divide the weights by their mean over the batch's tokens: a step no larger than DAPO's."
@@ -106,7 +106,7 @@ class APPOConfig(GRPOConfig):
         "more it stops, with a checkpoint.",
     )
     shared_prefix: bool = setting(
-        True, "Score and train groups packed behind one prompt (ours, exact); false: ordinary rows."
+        True, "Score and train groups packed behind one prompt (exact); false: ordinary rows."
     )
     rows_per_chunk: int = setting(
         0,

@@ -39,7 +39,7 @@ def named_memory_errors(config: APPOConfig) -> Iterator[None]:
 
 
 def remedies(config: APPOConfig) -> list[str]:
-    """Settings that can still be lowered, with their present values, in the order to try them («ours»)."""
+    """Settings that can still be lowered, with their present values, in the order to try them (not in the paper)."""
     sampled = config.method != "sft"
     group = config.num_generations if sampled else 1
     chunk, rows = config.rows_per_chunk, config.per_device_train_batch_size

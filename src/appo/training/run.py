@@ -143,7 +143,7 @@ def make_trainer(
     rewards: Sequence[str] = tuple(PAPER_REWARDS),
     peft_config: Any = None,
 ) -> APPOTrainer:
-    """A trainer with these rewards (the paper's two, with its weights, unless told otherwise) that records its run."""
+    """A trainer with these rewards (the paper's two, with its weights, by default) that records its run."""
     functions = reward_functions(rewards)
     if config.reward_weights is None and list(rewards) == list(PAPER_REWARDS):
         config.reward_weights = list(PAPER_REWARDS.values())

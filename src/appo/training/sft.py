@@ -40,7 +40,7 @@ from appo.video.reader import FrameSampling
 
 
 def completion_of(row: Mapping[str, Any], *, reasoning: bool = False, gap: str = "") -> str:
-    """The response to a row that earns full reward. Source: ours; the paper does not say what its baseline was shown.
+    """The response to a row that earns full reward. The paper does not say what its baseline was trained on.
 
     Args:
         row: of a table of :func:`appo.data.load`: ``answer``, ``response_format``, ``spans``, ``metadata``, ``id``.

@@ -183,7 +183,7 @@ class WholeCheckpoints(CardWriter):
             # TRL's trainers: what is averaged at the next log, and the tokens so far where transformers does not count.
             "metrics": self._metrics["train"],
             "tokens": self._total_train_tokens,
-            # The check of sight draws random numbers where there is dropout, so it must not be made twice.
+            # The vision check draws random numbers where there is dropout, so it must not be made twice.
             "checked_sight": self._checked_vision,
         }
 

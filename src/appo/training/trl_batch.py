@@ -237,7 +237,7 @@ def batch_weights(
         weights_Q: one entry a group (its N may be shorter than the batch's); None: nothing applies to it.
         mask_BN: (B, N), non-zero on response tokens.
         gather: concatenates a (1, 2) tensor over processes. If it is given, weights are divided by their mean over the
-            response tokens of all processes (ours, method.md); the metrics are of the weights before that.
+            response tokens of all processes (not in the paper, method.md); the metrics are of the weights before that.
     """
     mask_QGN = mask_BN.bool().view(len(weights_Q), -1, mask_BN.shape[1])
     weights_QGN = torch.ones(mask_QGN.shape, device=mask_BN.device)

@@ -20,7 +20,7 @@ class BlindPolicyError(RuntimeError):
 def assert_vision(
     model: Any, log_probs: Callable[[Inputs], Tensor], prompt: Inputs, blank: Inputs, has_video: bool = True
 ) -> None:
-    """Compare log-probabilities about a video with those about blank frames. Source: ours.
+    """Compare log-probabilities about a video with those about blank frames. Not in the paper.
 
     Args:
         model: the policy; put into eval mode meanwhile, else dropout would make any two passes differ.

@@ -180,9 +180,9 @@ def log_prob_difference(group: Group, scores: GroupScores, allowed_GN: Tensor) -
 
     Tokens whose log-probability vLLM does not know (it says NaN) are left out.
     """
-    ours = scores.log_probs_GN.detach() - allowed_GN
+    scored_GN = scores.log_probs_GN.detach() - allowed_GN
     pairs = [
-        (sampled, float(ours[g, n]))
+        (sampled, float(scored_GN[g, n]))
         for g, sample in enumerate(group.samples)
         for n, sampled in enumerate(sample.logprobs or [])
         if sampled is not None

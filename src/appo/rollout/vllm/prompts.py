@@ -21,7 +21,7 @@ from appo.rollout.generation import Messages, clean_messages, message_parts, ope
 
 
 class EngineMismatchError(ValueError):
-    """vLLM reads or scores a prompt otherwise than the training forward; the message says what differs."""
+    """vLLM reads or scores a prompt differently from the training forward; the message says what differs."""
 
 
 @dataclass(frozen=True)

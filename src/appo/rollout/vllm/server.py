@@ -1,7 +1,7 @@
 """The same through a vLLM server: frames travel as vLLM's own features of them, positions are set in its workers.
 
 The server is started with ``--worker-extension-cls appo.rollout.vllm.server.TrainingWorker`` beside TRL's settings
-(docs/vllm.md). Only this room's functions load vLLM.
+(docs/vllm.md). Only functions of this module load vLLM.
 """
 
 from __future__ import annotations
