@@ -68,7 +68,7 @@ def test_a_server_answers_about_the_frames_and_at_the_positions_of_training(tmp_
     dataset = rows_of(clips(tmp_path))
     trainer = APPOTrainer(model, accuracy_reward, args, train_dataset=dataset, processing_class=processor)
     trainer.train()
-    assert trainer._engine.checked
-    assert trainer._engine._precision == "torch.float32", "compared to 0.001"
+    assert trainer.engine.vllm.checked
+    assert trainer.engine.vllm._precision == "torch.float32", "compared to 0.001"
     assert max(logged(trainer, "sampling/sampling_logp_difference/mean")) < ROUNDING
     assert trainer.encoder.videos.decoded == 2 * 2
