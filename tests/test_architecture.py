@@ -222,3 +222,16 @@ def test_there_are_at_most_twelve_packages_of_twenty_modules() -> None:
     assert loose == {"__init__.py", "__main__.py", "files.py", "types.py"}
     for folder in {path.parent for path in MODULES.values()}:
         assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 22, folder
+
+
+# --- collectives -------------------------------------------------------------------------------------------------
+
+COLLECTIVE = re.compile(
+    r"\b(gather_object|broadcast_object_list|all_reduce|all_gather\w*|wait_for_everyone)\b|accelerator\.gather\b"
+)
+
+
+def test_one_module_makes_the_collective_calls() -> None:
+    """A call that only some processes make hangs all of them, so there is one place to look for it."""
+    found = {module for module, path in MODULES.items() if COLLECTIVE.search(path.read_text(encoding="utf-8"))}
+    assert found == {"appo.rollout.collectives"}

@@ -96,7 +96,7 @@ class FrameShares:
                 "counts": [n for _, n in self._sums.values()]}  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` was taken."""
+        """Load what `state` returned."""
         rows = zip(state["frames"], state["sums"], state["counts"], strict=True)
         self._sums = {frames: (sum_F, count) for frames, sum_F, count in rows}
 

@@ -118,7 +118,7 @@ class FreshRows:
         return {"generator": self._before, "drawn": self._drawn}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` was taken."""
+        """Load what `state` returned: the stream goes on from there."""
         self._generator.set_state(state["generator"])
         self._before, self._drawn = state["generator"], state["drawn"]
         self._stream = self._rows(skip=self._drawn)

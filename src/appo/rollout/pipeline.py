@@ -10,7 +10,7 @@ Shape suffixes: G responses of a group, R reward functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,7 +79,6 @@ class RolloutSettings:
     rows_per_chunk: int  # responses of one scoring pass; 0: all
     max_resampling_rounds: int  # of dynamic sampling; 0: none
     reward: TotalReward  # how rewards become the one number that dynamic sampling compares
-    first_round_reward: TotalReward  # the same for the logged mean of the first round
 
 
 @dataclass
@@ -88,7 +87,7 @@ class RolloutPipeline:
 
     Attributes:
         fresh_rows: ``(count, with_vision)`` draws rows for dynamic sampling; none once the run is to stop.
-        log: ``(name, total, count)`` logs a mean over all processes; nothing if all counts are 0.
+        log: logs totals divided by counts, of all processes; nothing if all counts are 0.
     """
 
     policy: Policy  # what is trained
@@ -97,7 +96,7 @@ class RolloutPipeline:
     weigher: Weigher  # method steps 2-8
     settings: RolloutSettings  # of the rollout
     fresh_rows: Callable[[int, bool], list[Row]]
-    log: Callable[[str, float, float], None]
+    log: Callable[[Mapping[str, tuple[float, float]]], None]
     autocast: Callable[[], AbstractContextManager[Any]]  # the precision the model runs in
     watch: Stopwatch  # measures the stages
 
@@ -154,8 +153,8 @@ class RolloutPipeline:
 
     def dynamic_sampling(self, groups: list[Group], responses: int, vision: bool) -> list[Group]:
         """Replace groups whose rewards are all equal by fresh ones, for a bounded number of rounds. DAPO sec. 3.2."""
-        given = self.settings.first_round_reward(torch.cat([group.rewards_GR for group in groups]))
-        self.log("resampling/first_round_reward", float(given.nansum()), float((~given.isnan()).sum()))
+        rewards = TotalReward(self.settings.reward.weights_R)(torch.cat([group.rewards_GR for group in groups]))
+        first_round = float(rewards.nansum()), float((~rewards.isnan()).sum())
 
         def fresh_groups(count: int) -> list[Group]:
             rows = self.fresh_rows(count, vision)
@@ -164,8 +163,9 @@ class RolloutPipeline:
         total, rounds = self.settings.reward, self.settings.max_resampling_rounds
         # Every process generates as many groups as the one that needs most: they meet in the same collectives.
         groups, replaced = resample(groups, total, rounds, fresh_groups, max_over_processes)
-        self.log("resampling/replaced_groups", replaced / len(groups), 1.0)
-        self.log("resampling/flat_groups", sum(is_flat(group, total) for group in groups) / len(groups), 1.0)
+        flat = sum(is_flat(group, total) for group in groups)
+        shares = {"replaced_groups": (replaced, len(groups)), "flat_groups": (flat, len(groups))}
+        self.log({f"resampling/{name}": pair for name, pair in {"first_round_reward": first_round, **shares}.items()})
         return groups
 
     # -- score -> weigh --------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from appo.rollout.collectives import max_over_processes
 
 # What each signal does by itself. A parent process may make its children ignore SIGINT (a script's background jobs).
 _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -55,10 +56,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training here, with a checkpoint, if a signal came."""
-        if args.world_size > 1:
-            received = torch.tensor(self.received, device=args.device)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
-            self.received = int(received)
+        self.received = max_over_processes(self.received)
         if self.received:
             control.should_save = control.should_training_stop = True
 

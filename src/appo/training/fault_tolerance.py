@@ -1,4 +1,4 @@
-"""A trainer whose run outlives bad videos, and stops orderly where going on would train on nonsense.
+"""A trainer that replaces rows with faulty videos, and stops before it applies a loss or gradient that is not finite.
 
 Shape suffixes: B rows = Q groups x G responses.
 """
@@ -124,12 +124,16 @@ class FaultTolerantTrainer(ResumableTrainer):
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
-    def log_mean(self, name: str, total: float, count: float = 1.0) -> None:
-        """Log totals divided by counts, of all processes together; nothing where all counts are 0."""
-        pair = torch.tensor([[total, count]], dtype=torch.float64, device=self.accelerator.device)
-        total, count = gather_tensor(pair).sum(dim=0).tolist()
-        if count:
-            self._metrics["train"][name].append(total / count)
+    def log_means(self, pairs: Mapping[str, tuple[float, float]]) -> None:
+        """Log totals divided by counts, of all processes together and with one gather; nothing where all counts are 0.
+
+        Args:
+            pairs: name -> total and count of this process; every process has the same names.
+        """
+        own = torch.tensor([list(pairs.values())], dtype=torch.float64, device=self.accelerator.device)
+        for name, (total, count) in zip(pairs, gather_tensor(own).sum(dim=0).tolist(), strict=True):
+            if count:
+                self._metrics["train"][name].append(total / count)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's loss; in training its batch is kept for a replay until the step is applied.

@@ -1,7 +1,7 @@
 """What a setting may be on its own: checked before libraries are loaded, and again by :class:`appo.APPOConfig`.
 
-Rules about several settings stand in `config`; TRL's own settings are TRL's to check, but for what it takes
-without a word.
+Rules about several settings stand in `config`; TRL's own settings are TRL's to check, but for what it
+accepts silently.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, of a policy that has been seen to see."""
+        """TRL's loss, after the vision check."""
         if not self._checked_vision:
             self._check_vision(model, inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)

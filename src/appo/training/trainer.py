@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
 from appo.models.families import family_of, family_or_generic, has_family, unwrap
 from appo.models.frame_attention import use_appo_attention
@@ -29,7 +27,6 @@ from appo.rollout.dynamic_sampling import TotalReward
 from appo.rollout.encoding import PromptEncoder
 from appo.rollout.generation import (
     VideoCache,
-    evaluation_mode,
     has_video,
     has_vision,
     pictures,
@@ -92,7 +89,7 @@ class APPOTrainer(FaultTolerantTrainer):
         self.engine = TRLEngine(self, self._without_placeholders() if self._is_vlm else None)
         self.make_batch = BatchMaker(self)
         self.pipeline = RolloutPipeline(
-            self, self.engine, self.encoder, weigher, self._rollout_settings(args), self._fresh_rows, self.log_mean,
+            self, self.engine, self.encoder, weigher, self._rollout_settings(args), self._fresh_rows, self.log_means,
             self.accelerator.autocast, self.watch,
         )  # fmt: skip
         self._prepare_models(args, loaded_here=isinstance(model, str))
@@ -119,7 +116,6 @@ class APPOTrainer(FaultTolerantTrainer):
             rows_per_chunk=args.rows_per_chunk,
             max_resampling_rounds=args.max_resampling_rounds or 0,
             reward=TotalReward(self.reward_weights, self.multi_objective_aggregation),
-            first_round_reward=TotalReward(self.reward_weights),
         )
 
     def _without_placeholders(self) -> VideoEngine | None:
@@ -156,17 +152,6 @@ class APPOTrainer(FaultTolerantTrainer):
         every = self.args.steps_per_generation * self.num_iterations
         several = self.args.gradient_accumulation_steps % every != 0
         return several or bool(self.use_vllm and self.vllm_importance_sampling_correction)
-
-    def scoring_mode(self) -> AbstractContextManager[None]:
-        """Old and reference log-probabilities are those of a policy without dropout, as it has sampled."""
-        return evaluation_mode(self.model)
-
-    def without_checkpointing(self) -> AbstractContextManager[None]:
-        """TRL's, for passes without gradients."""
-        off: AbstractContextManager[None] = disable_gradient_checkpointing(
-            self.model, self.args.gradient_checkpointing_kwargs
-        )
-        return off
 
     # -- the rollout ---------------------------------------------------------------------------------------------
 
@@ -258,7 +243,7 @@ class APPOTrainer(FaultTolerantTrainer):
             loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             parts = self.watch.read()
-            for part, seconds in parts.items():
-                self.log_mean(f"time/{part}", seconds)
-            self.log_mean("appo/score_share", (parts["score"] + parts["weights"]) / sum(parts.values()))
+            share = (parts["score"] + parts["weights"]) / sum(parts.values())
+            means = {f"time/{part}": seconds for part, seconds in parts.items()} | {"appo/score_share": share}
+            self.log_means({name: (value, 1.0) for name, value in means.items()})
         return loss

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
 from appo.models.families import family_of
 from appo.models.prefix_packing import IGNORED, pack_group
 from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_tensor
+from appo.rollout.generation import evaluation_mode
 from appo.types import Group, PerceptionWeights
 
 # Of the importance sampling ratio's logs: TRL's name, and over the tokens of all processes.
@@ -102,8 +104,7 @@ class BatchMaker:
             weights_BN, metrics = batch_weights([group.weights for group in groups], rows.mask_BN, gather)
             # Method step 9: weights >= 0 commute with the clip, so they go into the advantages.
             batch["advantages"] = batch["advantages"][:, None] * weights_BN
-            for name, (total, count) in metrics.items():
-                trainer.log_mean(f"appo/{name}", total, count)
+            trainer.log_means({f"appo/{name}": pair for name, pair in metrics.items()})
         return {**by_group(batch, len(groups[0].samples)), "vision": [group.prompt for group in groups]}
 
     # -- log-probabilities of other policies -----------------------------------------------------------------------
@@ -154,7 +155,10 @@ class BatchMaker:
         size = trainer.args.per_device_train_batch_size if train else trainer.args.per_device_eval_batch_size
         step = max(1, size // responses) * responses if vision else size
         parts = []
-        with torch.no_grad(), trainer.without_checkpointing(), trainer.scoring_mode() if vision else nullcontext():
+        recomputing = trainer.args.gradient_checkpointing_kwargs
+        # As sampled: without dropout. Text alone is TRL's own, which scores it in the mode of training.
+        mode = evaluation_mode(trainer.model) if vision else nullcontext()
+        with torch.no_grad(), disable_gradient_checkpointing(trainer.model, recomputing), mode:
             for start in range(0, len(ids), step):
                 prompts = [group.prompt for group in groups[start // responses : (start + step) // responses]]
                 seeing = trainer.carrying(model, prompts, responses) if vision else model

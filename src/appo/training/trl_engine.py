@@ -23,6 +23,7 @@ from trl.trainer.utils import nanstd
 from appo.data.table import question_of
 from appo.models.sharding import generate_together
 from appo.rollout.collectives import gather_list, gather_tensor, gather_values, process_slice
+from appo.rollout.dynamic_sampling import TotalReward
 from appo.rollout.generation import evaluation_mode, respond
 from appo.rollout.pipeline import RolloutPipeline, Row
 from appo.rollout.vllm.colocate import VideoEngine
@@ -148,27 +149,26 @@ class TRLEngine:
         """The advantages of TRL, over the rewards of all processes; logs what TRL logs of them."""
         responses = len(groups[0].samples)
         rewards_AR = gather_tensor(torch.cat([group.rewards_GR for group in groups]))
-        advantages_A, is_flat = self._advantages(rewards_AR, responses)
-        self._log_rewards(rewards_AR, is_flat)
+        totals_A = TotalReward(self._trainer.reward_weights)(rewards_AR)
+        advantages_A, is_flat = self._advantages(rewards_AR, totals_A, responses)
+        self._log_rewards(rewards_AR, totals_A, is_flat)
         self._log_completions(groups, rewards_AR, advantages_A)
         own_QG = advantages_A[process_slice(len(groups) * responses)].view(-1, responses)
         return [replace(group, advantages_G=own_QG[q]) for q, group in enumerate(groups)]
 
-    def _advantages(self, rewards_AR: Tensor, responses: int) -> tuple[Tensor, Tensor]:
+    def _advantages(self, rewards_AR: Tensor, totals_A: Tensor, responses: int) -> tuple[Tensor, Tensor]:
         """float (A,): TRL's advantages, 0 where no function has rewarded; and bool: where deviations are 0."""
         trainer = self._trainer
-        weights_R = trainer.reward_weights.to(rewards_AR.device)
-        unscored_A = rewards_AR.isnan().all(dim=1)
         if trainer.multi_objective_aggregation == "normalize_then_sum":
             rewards_QGR = rewards_AR.view(-1, responses, rewards_AR.shape[1])
             mean_Q1R = rewards_QGR.nanmean(dim=1, keepdim=True)
             std_Q1R = nanstd(rewards_QGR, dim=1, keepdim=True) if responses > 1 else torch.zeros_like(mean_Q1R)
             summands_AR = ((rewards_QGR - mean_Q1R) / (std_Q1R + 1e-4)).view(rewards_AR.shape)
-            totals_A = (summands_AR * weights_R).nansum(dim=1).masked_fill(unscored_A, torch.nan)
+            weights_R = trainer.reward_weights.to(rewards_AR.device)
+            totals_A = (summands_AR * weights_R).nansum(dim=1).masked_fill(totals_A.isnan(), torch.nan)
             std_A = _std_of_all(totals_A)
             advantages_A = (totals_A - totals_A.nanmean()) / (std_A + 1e-4)
         else:
-            totals_A = (rewards_AR * weights_R).nansum(dim=1).masked_fill(unscored_A, torch.nan)
             totals_QG = totals_A.view(-1, responses)
             if trainer.scale_rewards == "batch":
                 std_A = _std_of_all(totals_A)
@@ -180,14 +180,12 @@ class TRLEngine:
                 advantages_A = advantages_A / (std_A + 1e-4)
         return advantages_A.nan_to_num(nan=0.0), torch.isclose(std_A, torch.zeros_like(std_A))
 
-    def _log_rewards(self, rewards_AR: Tensor, is_flat: Tensor) -> None:
+    def _log_rewards(self, rewards_AR: Tensor, totals_A: Tensor, is_flat: Tensor) -> None:
         trainer = self._trainer
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]
         for r, name in enumerate(trainer.reward_func_names):
             metrics[f"rewards/{name}/mean"].append(rewards_AR[:, r].nanmean().item())
             metrics[f"rewards/{name}/std"].append(nanstd(rewards_AR[:, r]).item())
-        totals_A = (rewards_AR * trainer.reward_weights.to(rewards_AR.device)).nansum(dim=1)
-        totals_A = totals_A.masked_fill(rewards_AR.isnan().all(dim=1), torch.nan)
         metrics["reward"].append(totals_A.nanmean().item())
         metrics["reward_std"].append(nanstd(totals_A).item())
         metrics["frac_reward_zero_std"].append(is_flat.float().mean().item())

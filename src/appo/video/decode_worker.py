@@ -1,4 +1,4 @@
-"""Tasks in processes of their own: one that hangs is ended, one that dies is reported, none outlives its parent.
+"""Tasks in worker processes: one that hangs is ended, one that dies is reported, and all end with their parent.
 
 Decoders of damaged videos do hang and crash. `concurrent.futures` handles neither: it breaks as a whole when one of
 its processes dies, and cannot end a task that runs. `Decoder` reads videos this way: all calls of a Python process go

@@ -59,14 +59,14 @@ class ComparedPipeline(RolloutPipeline):
         """One rollout."""
         self.first_round = True
         groups = super().__call__(*args, **kwargs)
-        self.log("compared/generated", float(self.generated), 1.0)
+        self.log({"compared/generated": (float(self.generated), 1.0)})
         if self.control is not None:
             with torch.no_grad():
                 groups = [replace(group, weights=self.control(group, self.world)) for group in groups]
         threshold = self.weigher.settings["threshold"]
         found = [group_perception(group, self.weigher.accuracy_column, threshold) for group in groups]
         for name, value in averaged(found).items():
-            self.log(f"compared/{name}", value, 1.0)
+            self.log({f"compared/{name}": (value, 1.0)})
         return groups
 
     def reward(self, groups: Sequence[Group]) -> list[Group]:
@@ -75,7 +75,7 @@ class ComparedPipeline(RolloutPipeline):
         self.generated += sum(len(sample.ids) for group in rewarded for sample in group.samples)
         if self.first_round:
             right = torch.cat([group.rewards_GR[:, self.weigher.accuracy_column] for group in rewarded])
-            self.log("compared/accuracy", float(right.mean()), 1.0)
+            self.log({"compared/accuracy": (float(right.mean()), 1.0)})
             self.first_round = False
         return rewarded
 
