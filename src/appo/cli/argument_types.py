@@ -1,4 +1,4 @@
-"""Numbers on the command line: types for argparse that say what is wrong with one."""
+"""What commands share: numbers that are checked, and the flags of what is asked about videos and how it is read."""
 
 from __future__ import annotations
 
@@ -28,3 +28,20 @@ def _at_least(least: int, text: str) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
     return number
+
+
+def add_question_flags(parser: argparse.ArgumentParser) -> None:
+    """Which questions are asked, how frames are sampled, and the precision of the weights."""
+    flags = parser.add_argument
+    flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")
+    flags("--annotations", help="annotation file or folder (docs/data.md)")
+    flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
+    flags("--split", help="part of the dataset (docs/data.md)")
+    flags("--video-fps", type=float, help="frames sampled a second (default: 2)")
+    flags(
+        "--video-max-frames",
+        type=positive,
+        help="frames of a video at most (default: 16; spotlight: 24)",
+    )
+    flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
+    flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")

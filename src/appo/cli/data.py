@@ -34,23 +34,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--report", type=Path, help="JSON file of all faults, to write")
     flags("--frame-cache", metavar="FOLDER", help="put the sampled frames of all good videos into this cache")
     flags("--model", help="whose processor samples them (with --frame-cache)")
-    flags(
-        "--video-fps", dest="fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)"
-    )
+    flags("--video-fps", type=float, default=2.0, help="frames sampled a second, as in training (default: 2)")
     flags(
         "--video-max-frames",
-        dest="max_frames",
         type=positive,
         default=16,
         help="frames of a video at most (default: 16)",
     )
-    flags("--video-min-frames", dest="min_frames", type=positive, default=4, help="and at least (default: 4)")
+    flags("--video-min-frames", type=positive, default=4, help="and at least (default: 4)")
     flags("--allow", type=count, default=0, metavar="N", help="faults that are no failure (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check; returns the exit code: 2 where there are more faults than allowed."""
-
     from rich.console import Console
 
     from appo.cli.data_check import run_check
@@ -73,5 +69,5 @@ def _frame_caching(arguments: argparse.Namespace) -> FrameCaching | None:
     from appo.video.frame_cache import FrameCaching
     from appo.video.reader import FrameSampling
 
-    sampling = FrameSampling(arguments.fps, arguments.max_frames, arguments.min_frames)
+    sampling = FrameSampling(arguments.video_fps, arguments.video_max_frames, arguments.video_min_frames)
     return FrameCaching(arguments.frame_cache, checkpoint, sampling)

@@ -6,7 +6,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appo.cli.argument_types import positive
+from appo.cli.argument_types import add_question_flags, positive
 from appo.models.names import checkpoint_of
 
 HELP = "score a model on a dataset, or compare two evaluations"
@@ -22,15 +22,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `appo eval`; those left out are left to :class:`appo.evaluation.run.EvalSettings`."""
     flags = parser.add_argument
     flags("--model", help="Hugging Face folder or hub id (adapters are merged), or spotlight: the tiny policy")
-    flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")
-    flags("--annotations", help="annotation file or folder (docs/data.md)")
-    flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
-    flags("--split", help="part of the dataset (docs/data.md)")
+    add_question_flags(parser)
     flags("--output", type=Path, help="folder, new or of this evaluation (default: runs/eval-TIME)")
     flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset")
     flags(
         "--num-generations",
-        dest="sample",
         type=positive,
         metavar="K",
         help="K sampled responses to each question (default: one, greedy)",
@@ -39,21 +35,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--batch-size", type=positive, help="questions answered at once (default: 16)")
     flags(
         "--max-completion-length",
-        dest="max_new_tokens",
         type=positive,
         help="longest response (default: 1024; tiny policy: 128)",
     )
-    flags("--video-fps", dest="fps", type=float, help="frames sampled a second (default: 2)")
-    flags(
-        "--video-max-frames",
-        dest="max_frames",
-        type=positive,
-        help="frames of a video at most (default: 16; spotlight: 24)",
-    )
-    flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--instruction", help="closes every prompt (default: asks for the format; tiny policy: nothing)")
     flags("--seed", type=int, help="of the samples (default: 0)")
-    flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
     flags("--trust-remote-code", action="store_true", help="run code that a checkpoint brings")
     flags("--retry", action="store_true", help="ask again what could not be asked for its video or image")
     flags("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two evaluations of the same questions")

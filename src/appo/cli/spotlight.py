@@ -37,17 +37,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags("--question", help="what to ask (with --model)")
     flags("--answer", help="gold answer, which splits winners from losers: with --options the letter")
     flags("--options", nargs="+", help="choices; they are lettered A, B, ...")
-    flags("--num-generations", dest="group", type=int, help="responses to sample (default: 8)")
-    flags("--video-fps", dest="fps", type=float, help="frames sampled a second (default: 2)")
+    flags("--num-generations", type=int, help="responses to sample (default: 8)")
+    flags("--video-fps", type=float, help="frames sampled a second (default: 2)")
     flags(
         "--video-max-frames",
-        dest="max_frames",
         type=int,
         help="frames sampled at most (default: 16; tiny policy: 24)",
     )
     flags(
         "--max-completion-length",
-        dest="max_new_tokens",
         type=int,
         help="longest response (default: 1024; tiny policy: 128)",
     )
@@ -99,10 +97,9 @@ def _check(arguments: argparse.Namespace) -> dict[str, object]:
         raise ValueError(f"--model, --video and --question go together: give --{missing[0]} as well")
     if "answer" in given and not given["answer"]:
         raise ValueError("--answer is empty: leave it out if it is not known")
-    for name, flag in (("group", "num-generations"), ("max_frames", "video-max-frames"),
-                       ("max_new_tokens", "max-completion-length")):  # fmt: skip
+    for name in ("num_generations", "video_max_frames", "max_completion_length"):
         if isinstance(value := given.get(name, 1), int) and value < 1:
-            raise ValueError(f"--{flag} is {value}: it must be at least 1")
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if arguments.output and arguments.output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {arguments.output}: name a page that ends in .html; its data go beside it as .json")
     if given:

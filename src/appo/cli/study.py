@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from appo.cli.argument_types import amount, count, positive
+from appo.cli.argument_types import add_question_flags, amount, count, positive
 
 HELP = "perceivers describe, reasoners answer from the description: which of the two moves the score"
 LIMITS = ("requests_per_minute", "at_once", "retries", "timeout")
@@ -35,24 +35,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags("--reasoner", metavar="NAME=SOURCE", help="text model, rules[:TASK,...] or openai:MODEL[@URL]", **more)
     flags("--output", type=Path, required=True, help="folder, new or of this study")
-    flags("--dataset", help="a name of appo.data.DATASETS (default: spotlight; its clips are made if need be)")
-    flags("--annotations", help="annotation file or folder (docs/data.md)")
-    flags("--videos", help="folder that video paths start from (default: where the annotations lie)")
-    flags("--split", help="part of the dataset (docs/data.md)")
+    add_question_flags(parser)
     flags("--limit", type=positive, help="so many questions, evenly spaced over the dataset (made clips: 500)")
     flags("--level", help="of made clips: L1, L2 or L3 (default: L1)")
-    flags("--video-fps", dest="fps", type=float, help="frames sampled a second (default: 2)")
-    flags(
-        "--video-max-frames",
-        dest="max_frames",
-        type=positive,
-        help="frames of a video at most (default: 16; spotlight: 24)",
-    )
-    flags("--frame-cache", help="folder in which sampled frames are kept for other runs")
     flags("--batch-size", type=positive, help="questions a model is asked at once (default: 16)")
     flags("--max-description", type=positive, help="tokens of a description at most (default: 512)")
     flags("--max-answer", type=positive, help="tokens of an answer at most, thoughts included (default: 1024)")
-    flags("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
     _add_endpoint_flags(parser)
 
 

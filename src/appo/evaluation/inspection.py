@@ -87,10 +87,10 @@ class InspectionSettings:
     question: str  # without its options
     answer: str = ""  # the gold answer, which splits winners from losers; "": unknown
     options: tuple[str, ...] = ()  # the choices; with them the answer is a letter, else words
-    group: int = 8  # G, the number of responses
-    fps: float | None = None  # frames sampled per second
-    max_frames: int | None = None  # most frames sampled
-    max_new_tokens: int | None = None  # longest response
+    num_generations: int = 8  # G, the number of responses
+    video_fps: float | None = None  # frames sampled per second
+    video_max_frames: int | None = None  # most frames sampled
+    max_completion_length: int | None = None  # longest response
     instruction: str | None = None  # closes the prompt; None: `INSTRUCTION` (the tiny policy: nothing)
     seed: int = 0  # of the sampling
     dtype: str | None = None  # of the weights; None: bfloat16 on a GPU, else float32
@@ -104,7 +104,7 @@ def inspect_video(settings: InspectionSettings) -> LoadedRun:
         ValueError, OSError: an impossible setting, checkpoint or video; one line each.
     """
     tiny = settings.model == SPOTLIGHT
-    sampling = frame_sampling(tiny, settings.fps, settings.max_frames)
+    sampling = frame_sampling(tiny, settings.video_fps, settings.video_max_frames)
     kind = "letter" if settings.options else "word"
     video = VideoSource(settings.video)
     question = VideoQA(Path(settings.video).stem, video, settings.question, settings.answer, kind, settings.options)
@@ -117,6 +117,7 @@ def inspect_video(settings: InspectionSettings) -> LoadedRun:
     model = model.to("cuda" if gpu else "cpu").eval()
     torch.manual_seed(settings.seed)
     weights: dict[str, Any] = WORLD_WEIGHTS if tiny else {}
+    longest = settings.max_completion_length or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE)
     films: dict[str, bytes] = {}
 
     def save_film(picture: bytes) -> str:
@@ -128,14 +129,14 @@ def inspect_video(settings: InspectionSettings) -> LoadedRun:
         processor,
         question,
         sampling,
-        max_new_tokens=settings.max_new_tokens or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
-        responses=settings.group,
+        max_new_tokens=longest,
+        responses=settings.num_generations,
         instruction=("" if tiny else INSTRUCTION) if settings.instruction is None else settings.instruction,
         save_film=save_film,
         **weights,
     )
     reported = vars(settings) | {
-        "num_generations": settings.group,
+        "max_completion_length": longest,
         "video_fps": sampling.fps,
         "video_max_frames": sampling.max_frames,
         **weights,

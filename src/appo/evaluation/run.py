@@ -43,12 +43,12 @@ class EvalSettings:
     videos: str | None = None  # folder that the annotations' video paths start from
     split: str | None = None  # part of the dataset
     limit: int | None = None  # number of questions, evenly spaced over the dataset
-    sample: int | None = None  # K, responses per question; None: one, greedy
+    num_generations: int | None = None  # K, responses per question; None: one, greedy
     temperature: float | None = None  # of the K samples
     batch_size: int = 16  # questions per batch
-    max_new_tokens: int | None = None  # longest response
-    fps: float | None = None  # frames sampled per second
-    max_frames: int | None = None  # most frames sampled of a video
+    max_completion_length: int | None = None  # longest response
+    video_fps: float | None = None  # frames sampled per second
+    video_max_frames: int | None = None  # most frames sampled of a video
     frame_cache: str | None = None  # folder that caches sampled frames
     instruction: str | None = None  # closes every prompt; None: that of the official score's format
     seed: int = 0  # of the K samples
@@ -80,7 +80,7 @@ def evaluate(settings: EvalSettings, console: Console) -> Path:
 
 def _inference_settings(settings: EvalSettings) -> InferenceSettings:
     """With the defaults that depend on model and dataset."""
-    if settings.temperature is not None and settings.sample is None:
+    if settings.temperature is not None and settings.num_generations is None:
         raise ValueError(
             "--temperature is of samples: give --num-generations K as well, or leave it out for greedy responses"
         )
@@ -92,11 +92,11 @@ def _inference_settings(settings: EvalSettings) -> InferenceSettings:
     usual = INSTRUCTIONS[response_format_of(settings.dataset)]
     instruction = ("" if tiny else usual) if settings.instruction is None else settings.instruction
     return InferenceSettings(
-        sampling=frame_sampling(settings.dataset == SPOTLIGHT, settings.fps, settings.max_frames),
-        max_new_tokens=settings.max_new_tokens or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
+        sampling=frame_sampling(settings.dataset == SPOTLIGHT, settings.video_fps, settings.video_max_frames),
+        max_new_tokens=settings.max_completion_length or (MAX_NEW_TOKENS if tiny else LONGEST_RESPONSE),
         instruction=instruction,
-        samples=settings.sample or 1,
-        temperature=0.0 if settings.sample is None else settings.temperature or 1.0,
+        samples=settings.num_generations or 1,
+        temperature=0.0 if settings.num_generations is None else settings.temperature or 1.0,
         seed=settings.seed,
     )
 

@@ -133,8 +133,8 @@ class StudySettings:
     split: str | None = None
     limit: int | None = None
     level: str = "L1"  # of generated clips, where no annotations are given
-    fps: float | None = None  # how frames are sampled; None: as `appo eval` does
-    max_frames: int | None = None
+    video_fps: float | None = None  # how frames are sampled; None: as `appo eval` does
+    video_max_frames: int | None = None
     batch_size: int = 16  # questions per batch
     max_description: int = 512  # tokens at most
     max_answer: int = 1024
@@ -146,7 +146,7 @@ class StudySettings:
     @property
     def sampling(self) -> FrameSampling:
         """Of frames, with the defaults of the dataset."""
-        return frame_sampling(self.dataset == SPOTLIGHT, self.fps, self.max_frames)
+        return frame_sampling(self.dataset == SPOTLIGHT, self.video_fps, self.video_max_frames)
 
 
 def check(settings: StudySettings) -> None:
