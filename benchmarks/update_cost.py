@@ -9,7 +9,7 @@ head in every column:
 
 stock      what TRL's loss would run if it carried the video: G rows of prompt + response, pixels G times, SDPA
 published  eager attention; `generate` and `forward` also return every layer's attention (output_attentions)
-ours       the group packed behind one prompt (appo.training.trl_batch.PackedModel), pixels once
+ours       the group packed behind one prompt (appo.training.model_calls.PackedModel), pixels once
 capture    ours, after a scoring pass that captures attention to frames in 3 layers, and the token weights
 
 `generate` samples the responses (ours reads the prompt once), `forward` is a pass over prompt and responses without

@@ -25,7 +25,8 @@ from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prefix_packing import IGNORED, group_rows
 from appo.rollout.generation import respond
-from appo.training.trl_batch import PackedModel
+from appo.training.model_calls import PackedModel
+from appo.training.update_scoring import group_scores
 
 CAPTURE_LAYERS = 3
 PHASES = ("generate", "forward", "update")
@@ -68,22 +69,34 @@ class GroupUpdate:
             with torch.set_grad_enabled(grad):
                 outputs = self.model(**inputs, labels=labels, fused_lm_head=True, output_attentions=attentions)
             if grad:
-                self._loss(outputs.log_probs, self.advantages_G[start:stop]).backward()
+                self._loss(outputs.log_probs, self.advantages_G[start:stop, None]).backward()
         self.model.zero_grad(set_to_none=True)
 
     def packed(self, *, grad: bool) -> None:
         """The trainer's path: the group behind one prompt."""
+        log_probs, _ = self._forward(grad=grad)
+        if grad:
+            self._loss(log_probs, self.advantages_G[:, None]).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def _forward(self, *, grad: bool, layers: int = 0) -> tuple[Tensor, PackedModel]:
         self._use("appo")
         rows, _ = group_rows(self.model, self.prompt, self.responses)
         labels = rows["input_ids"].clone()
         labels[:, : self.prompt.length] = IGNORED
-        call = PackedModel(self.model, [self.prompt], len(self.responses), self.model)
+        call = PackedModel(self.model, [self.prompt], len(self.responses), self.model, capture_layers=layers)
         with torch.set_grad_enabled(grad):
             outputs = call(
                 input_ids=rows["input_ids"], labels=labels, attention_mask=rows["attention_mask"], fused_lm_head=True
             )
-        if grad:
-            self._loss(outputs.log_probs, self.advantages_G).backward()
+        return outputs.log_probs[:, self.prompt.length - 1 :], call
+
+    def weighted(self) -> None:
+        """The trainer's path for APPO with one update per rollout: scores and weights between forward and backward."""
+        log_probs_GN, call = self._forward(grad=True, layers=CAPTURE_LAYERS)
+        scores = group_scores(self.model, call.passes[0], torch.stack(self.responses), log_probs_GN.detach())
+        weights_GN = self.weights(scores).weights_GN
+        self._loss(log_probs_GN, self.advantages_G[:, None] * weights_GN).backward()
         self.model.zero_grad(set_to_none=True)
 
     def generate(self, attention: str, *, rows_per_call: int, attentions: bool = False) -> None:
@@ -134,14 +147,14 @@ class GroupUpdate:
         log_probs = log_probs_at(self.model, scores)
         return token_weights(scores.frame_attention_GNF, scores.mask_GN, self.rewards_G, log_probs)
 
-    def captured_update(self) -> None:
-        """Scoring with capture, weights, update: all of what a group costs after generation."""
+    def scored_update(self) -> None:
+        """Scoring pass with capture, weights, update: where the loss reads old log-probabilities."""
         self.weights(self.score(CAPTURE_LAYERS))
         self.packed(grad=True)
 
     @staticmethod
-    def _loss(log_probs: Tensor, advantages_G: Tensor) -> Tensor:
-        return -((log_probs - log_probs.detach()).exp() * advantages_G[:, None]).sum()
+    def _loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return -((log_probs - log_probs.detach()).exp() * advantages).sum()
 
     def _use(self, attention: str) -> None:
         text_config = self.model.config.get_text_config()
@@ -233,6 +246,7 @@ class CellPlan:
 
         self._add("capture/score", partial(self._update.score, 0))
         self._add("capture/score+capture", score_and_capture)
+        self._add("capture/update", self._update.weighted)
         self._add("capture/weights", lambda: self._update.weights(state["scores"]))
 
     def skip(self, name: str, why: str) -> None:

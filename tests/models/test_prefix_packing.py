@@ -167,7 +167,7 @@ def test_chunks_hold_less_for_the_backward_pass():
     """Bytes autograd saves for a packed group's update, whole and in chunks of one response."""
     from types import SimpleNamespace
 
-    from appo.training.trl_batch import PackedModel
+    from appo.training.model_calls import PackedModel
 
     prompt, responses = random_prompt(PromptShape()), random_responses([24] * 8)
     model = tiny_model()

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from appo.models.frame_attention import use_appo_attention
 from appo.rollout.generation import respond
 from appo.training import trl_engine
-from appo.training.trl_batch import PackedModel
+from appo.training.model_calls import PackedModel
 from tests.support.runs import clips, logged, make_trainer, rows_of
 from tests.support.tiny import PromptShape, random_prompt, random_responses, tiny_model
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from appo.models.families import family_of, unwrap
-from appo.models.frame_attention import appo_attention, capture_frame_attention, full_precision
-from appo.models.prefix_packing import group_rows, pack_group
+from appo.models.frame_attention import FrameCapture, appo_attention, capture_frame_attention, full_precision
+from appo.models.prefix_packing import PackedGroup, group_rows, pack_group
 from appo.models.prompt import Prompt
 from appo.types import GroupScores
 
@@ -68,7 +68,7 @@ def score_group(
         forward(base, prompt, responses[start : start + step], capture_layers)
         for start in range(0, len(responses), step)
     ]
-    hidden_GNH, mask_GN, frame_attention_GNF = (_stack_chunks(part) for part in zip(*chunks, strict=True))
+    hidden_GNH, mask_GN, frame_attention_GNF = (stack_chunks(part) for part in zip(*chunks, strict=True))
     assert hidden_GNH is not None
     assert mask_GN is not None
     ids_GN = nn.utils.rnn.pad_sequence([r.to(device) for r in responses], batch_first=True)
@@ -84,8 +84,8 @@ def score_group(
     )
 
 
-def _stack_chunks(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Chunks of responses, each padded to its own longest, as one group padded to the longest of all."""
+def stack_chunks(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Chunks of responses (G, N, ..), each padded to its own longest, as one group padded to the longest of all."""
     tensors = [part for part in parts if part is not None]
     if len(tensors) < 2:
         return tensors[0] if tensors else None
@@ -112,22 +112,36 @@ def _rows_hidden(
 def _packed_hidden(
     base: Any, prompt: Prompt, responses: Sequence[Tensor], layers: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same from the packed group. To the capture, its keys are the shared prefix and a segment of length N."""
+    """The same from the packed group."""
     packed = pack_group(base, prompt, responses)
-    G, N = packed.layout.mask_GN.shape
-    frame_L, frames = _frames(base, prompt, length=packed.layout.prefix + 1 + N)
-    # The prompt's last token, which starts every segment, is text: dropping its entry shifts no frame.
-    frame_GL = torch.cat([frame_L[: packed.layout.prefix], frame_L[packed.layout.prefix + 1 :]]).expand(G, -1)
-    query_GN = torch.arange(N, device=frame_L.device).expand(G, -1)
-    context: Any = appo_attention(base)
-    if layers:
-        context = capture_frame_attention(base, frame_GL, query_GN, frames=frames, layers=layers)
-    with context as capture:
+    with packed_capture(base, prompt, packed, layers) as capture:
         extra = {} if capture is None else {"frame_capture": capture}
         hidden_1TH = base.base_model(**packed.inputs, use_cache=False, **extra).last_hidden_state
     packed.layout.assert_kept()
     hidden_GNH = hidden_1TH[0][packed.layout.index_GN]
     return hidden_GNH, packed.layout.mask_GN, None if capture is None else capture.attention_BNF
+
+
+def packed_capture(
+    base: Any, prompt: Prompt, packed: PackedGroup, layers: int
+) -> AbstractContextManager[FrameCapture | None]:
+    """A context in which the model can run a packed group, with what captures its frame attention (G, N, F).
+
+    Args:
+        base: a Hugging Face model.
+        prompt: of the group.
+        packed: the group.
+        layers: last decoder layers to capture; 0: none, and there is no capture.
+    """
+    if not layers:
+        return appo_attention(base)
+    # To the capture, the keys of a packed group are the shared prefix and a segment of length N.
+    (G, N), S = packed.layout.mask_GN.shape, packed.layout.prefix
+    frame_L, frames = _frames(base, prompt, length=S + 1 + N)
+    # The prompt's last token, which starts every segment, is text: dropping its entry shifts no frame.
+    frame_GL = torch.cat([frame_L[:S], frame_L[S + 1 :]]).expand(G, -1)
+    query_GN = torch.arange(N, device=frame_L.device).expand(G, -1)
+    return capture_frame_attention(base, frame_GL, query_GN, frames=frames, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,26 @@ def _in_precision_of(head: Any, hidden: Tensor) -> AbstractContextManager[Any]:
     """
     wider = torch.promote_types(head.weight.dtype, hidden.dtype) != hidden.dtype
     return torch.autocast(hidden.device.type, enabled=False) if wider else nullcontext()
+
+
+@torch.no_grad()
+def log_normalizers(model: Any, hidden_GNH: Tensor, ids_GN: Tensor, log_probs_GN: Tensor, temperature: float) -> Tensor:
+    """float32 (G, N), at least: the normalisers of a pass that gave log-probabilities alone, as a word's logit less its
+    log-probability. Run it in the precision (autocast) of that pass.
+
+    Args:
+        model: the policy, for its LM head.
+        hidden_GNH: final hidden states that emit the tokens.
+        ids_GN: int64 (G, N), the tokens.
+        log_probs_GN: their log-probabilities at this temperature.
+        temperature: the sampling temperature.
+    """
+    head = model.get_output_embeddings()
+    with _in_precision_of(head, hidden_GNH):
+        own_GNH = head.weight[ids_GN]
+        logits_GN = full_precision((hidden_GNH.to(own_GNH.dtype)[..., None, :] @ own_GNH[..., None])[..., 0, 0])
+    bias_GN = 0.0 if head.bias is None else head.bias[ids_GN]
+    return (logits_GN + bias_GN) / temperature - log_probs_GN
 
 
 def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:

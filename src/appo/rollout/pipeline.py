@@ -69,10 +69,12 @@ class RolloutSettings:
     Attributes:
         old_log_probs: a rollout serves several updates, or vLLM samples: score groups without frames as well, for
             the log-probabilities of the policy that has sampled.
+        in_update: groups are scored by the update's own forward pass, and weighed between forward and backward.
     """
 
     weighted: bool  # make token weights (method ``appo``)
     old_log_probs: bool
+    in_update: bool
     attention_layers: int  # last decoder layers whose frame attention is averaged
     temperature: float  # of the sampling
     shared_prefix: bool  # score a group packed behind one prompt
@@ -116,7 +118,8 @@ class RolloutPipeline:
         if self.settings.max_resampling_rounds:
             groups = self.dynamic_sampling(groups, responses, vision)
         groups = self.engine.advantages(groups)
-        return self.weigh(self.score(groups)) if self.settings.weighted and vision else groups
+        scored_now = self.settings.weighted and vision and not self.settings.in_update
+        return self.weigh(self.score(groups)) if scored_now else groups
 
     # -- encode -> generate -> reward ------------------------------------------------------------------------------
 

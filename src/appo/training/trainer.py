@@ -37,10 +37,12 @@ from appo.rollout.token_weights import Weigher
 from appo.rollout.vllm.colocate import VideoEngine
 from appo.training.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
 from appo.training.fault_tolerance import PICTURE_COLUMNS, FaultTolerantTrainer
-from appo.training.trl_batch import BatchMaker, PackedModel, RowsModel, by_row
+from appo.training.model_calls import PackedModel, RowsModel
+from appo.training.trl_batch import UNWEIGHED, BatchMaker, by_group, by_row
 from appo.training.trl_engine import TRLEngine
+from appo.training.update_scoring import UpdateScoring, scores_first
 from appo.training.vision_check import assert_vision
-from appo.types import STEP_PARTS
+from appo.types import STEP_PARTS, Group
 from appo.video.decode_worker import Decoder
 from appo.video.frame_cache import cache_in
 from appo.video.reader import FrameSampling
@@ -53,15 +55,16 @@ class APPOTrainer(FaultTolerantTrainer):
     """Train a video language model with GRPO, DAPO or APPO; constructor and datasets are those of ``GRPOTrainer``.
 
     Rows hold a ``prompt`` column of messages with ``{"type": "video", "video": path}`` parts, plus the columns the
-    reward functions need. After each rollout ``on_rollout(step, groups)`` is called with a list of
-    `appo.types.Group`, if it is set.
+    reward functions need. ``on_rollout(step, groups)`` is called, if it is set, with each rollout's list of
+    `appo.types.Group` as soon as they have all that they will get: before the update, or, where the update makes the
+    token weights, after its last forward pass.
 
     Raises:
         ValueError: settings that would silently train something else (named, with the fix).
         BlindPolicyError: before the first step, if the policy's answers do not depend on the video.
         FaultyVideosError: too many videos cannot be shown; others are replaced by the next sample.
         RewardError: a reward function raised.
-        appo.training.nan_debugging.NotFiniteError: a loss or gradient is not finite.
+        appo.training.fault_tolerance.NotFiniteError: a loss or gradient is not finite.
     """
 
     _tag_names = ["trl", "appo"]  # noqa: RUF012  # TRL's attribute
@@ -87,7 +90,7 @@ class APPOTrainer(FaultTolerantTrainer):
         self.watch = Stopwatch(STEP_PARTS)
         self.encoder = self._prompt_encoder(args)
         self.engine = TRLEngine(self, self._without_placeholders() if self._is_vlm else None)
-        self.make_batch = BatchMaker(self)
+        self.make_batch, self.update_scoring = BatchMaker(self), UpdateScoring(self)
         self.pipeline = RolloutPipeline(
             self, self.engine, self.encoder, weigher, self._rollout_settings(args), self._fresh_rows, self.log_means,
             self.accelerator.autocast, self.watch,
@@ -110,6 +113,7 @@ class APPOTrainer(FaultTolerantTrainer):
         return RolloutSettings(
             weighted=args.method == "appo",
             old_log_probs=self.needs_old_log_probs,
+            in_update=args.method == "appo" and self._has_family and self.scores_first == "",
             attention_layers=args.attention_layers,
             temperature=self.temperature,
             shared_prefix=args.shared_prefix,
@@ -153,6 +157,13 @@ class APPOTrainer(FaultTolerantTrainer):
         several = self.args.gradient_accumulation_steps % every != 0
         return several or bool(self.use_vllm and self.vllm_importance_sampling_correction)
 
+    @property
+    def scores_first(self) -> str:
+        """Why groups are scored before the update, by a pass of their own; "": the update's forward pass does it."""
+        return (
+            "the loss reads old log-probabilities" if self.needs_old_log_probs else scores_first(self.args, self.model)
+        )
+
     # -- the rollout ---------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,9 +184,15 @@ class APPOTrainer(FaultTolerantTrainer):
             batch = self.make_batch(groups)
         finally:
             self.encoder.clear()
-        if train and vision and self.on_rollout is not None:
-            self.on_rollout(self.state.global_step, groups)
+        if UNWEIGHED in batch:
+            self.update_scoring.open(groups)
+        elif train and vision:
+            self._report(groups)
         return batch
+
+    def _report(self, groups: Sequence[Group]) -> None:
+        if groups and self.on_rollout is not None:
+            self.on_rollout(self.state.global_step, groups)
 
     def _is_visual(self, prompt: Any) -> bool:
         """Whether a prompt takes our path: it has a video, or a picture that this model's packed groups can hold."""
@@ -232,9 +249,15 @@ class APPOTrainer(FaultTolerantTrainer):
         if "vision" not in inputs:
             text: Tensor = super()._compute_loss(model, inputs)
             return text
-        rows = by_row({key: value for key, value in inputs.items() if key != "vision"})
+        rows = by_row({key: value for key, value in inputs.items() if key not in ("vision", UNWEIGHED)})
         prompts = [Prompt.of(prompt) for prompt in inputs["vision"]]  # mappings, if a checkpoint holds them
-        model = self.carrying(model, prompts, inputs["completion_ids"].shape[1])
+        responses = inputs["completion_ids"].shape[1]
+        if UNWEIGHED in inputs:
+            model, rows["advantages"] = self.update_scoring(model, prompts, rows, inputs.pop(UNWEIGHED))
+            inputs["advantages"] = by_group({"advantages": rows["advantages"]}, responses)["advantages"]  # for a replay
+            self._report(self.update_scoring.close())
+        else:
+            model = self.carrying(model, prompts, responses)
         loss: Tensor = super()._compute_loss(model, rows)
         return loss
 

@@ -1,4 +1,4 @@
-"""Groups -> TRL's batch dictionary, and model calls that carry the videos of its rows.
+"""Groups -> TRL's batch dictionary.
 
 TRL shuffles and splits whatever has a first dimension. Handing it groups instead of rows keeps each group, and the one
 copy of its pixels, together through both.
@@ -11,24 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
-from appo.models.families import family_of
-from appo.models.prefix_packing import IGNORED, pack_group
-from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_tensor
 from appo.rollout.generation import evaluation_mode
 from appo.types import Group, PerceptionWeights
 
 # Of the importance sampling ratio's logs: TRL's name, and over the tokens of all processes.
 RATIOS = "sampling/importance_sampling_ratio"
+# Key of a batch whose weights the update makes: of each of its groups, the number in its rollout.
+UNWEIGHED = "unweighed"
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class BatchMaker:
     """Groups of a rollout -> the dictionary that TRL's loss takes.
 
     It has what TRL's own `_generate_and_score_completions` makes of rows (the tests compare them), and by group where
-    prompts have videos or pictures, with these under ``vision``.
+    prompts have videos or pictures, with these under ``vision``; see :data:`UNWEIGHED`.
 
     Args:
         trainer: a GRPOTrainer.
@@ -99,13 +96,16 @@ class BatchMaker:
         batch |= self._log_probs(groups, rows)
         if groups[0].prompt is None:
             return batch
-        if trainer.model.training and trainer.args.method == "appo":
+        grouped = {"vision": [group.prompt for group in groups]}
+        if trainer.model.training and trainer.pipeline.settings.in_update:
+            grouped[UNWEIGHED] = list(range(len(groups)))
+        elif trainer.model.training and trainer.args.method == "appo":
             gather = gather_tensor if trainer.args.normalize_weights else None
             weights_BN, metrics = batch_weights([group.weights for group in groups], rows.mask_BN, gather)
             # Method step 9: weights >= 0 commute with the clip, so they go into the advantages.
             batch["advantages"] = batch["advantages"][:, None] * weights_BN
             trainer.log_means({f"appo/{name}": pair for name, pair in metrics.items()})
-        return {**by_group(batch, len(groups[0].samples)), "vision": [group.prompt for group in groups]}
+        return {**by_group(batch, len(groups[0].samples)), **grouped}
 
     # -- log-probabilities of other policies -----------------------------------------------------------------------
 
@@ -262,79 +262,3 @@ def batch_weights(
         total, count = gather(torch.stack([(weights_QGN * mask_QGN).sum(), mask_QGN.sum()])[None]).sum(dim=0)
         weights_QGN = torch.where(mask_QGN & (total > 0), weights_QGN * (count / total), weights_QGN)
     return weights_QGN.flatten(0, 1), metrics
-
-
-# -- model calls --------------------------------------------------------------------------------------------------
-
-
-class RowsModel:
-    """A model for TRL to call with the token ids of whole groups, which adds the vision inputs that belong to them."""
-
-    def __init__(self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any) -> None:
-        self._model, self._prompts, self._responses, self._family = model, prompts, responses, family_of(base)
-
-    def __call__(self, **inputs: Any) -> Any:
-        ids: Tensor = inputs["input_ids"]
-        assert len(ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
-        prompts = [prompt.to(ids.device) for prompt in self._prompts for _ in range(self._responses)]
-        vision = self._family.vision_inputs(prompts)
-        return self._model(**inputs, **vision, mm_token_type_ids=self._family.token_types(ids))
-
-
-class PackedModel:
-    """The same with each group packed behind one prompt: prompt and video are read once a group. Exact.
-
-    What TRL reads of a call (log-probabilities and entropies of labelled tokens) is put back in its rows. With
-    ``rows_per_chunk`` a group is packed in chunks of so many responses, and what a chunk would keep for the backward
-    pass is recomputed there: memory for the prompt's forward pass once more a chunk, and once more in backward.
-    """
-
-    def __init__(
-        self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any, rows_per_chunk: int = 0
-    ) -> None:
-        self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
-        self._chunk = rows_per_chunk or responses
-
-    def __call__(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
-        del kwargs["attention_mask"]
-        emitted_BL = labels[:, 1:] != IGNORED
-        log_probs, entropies = [], []
-        assert len(input_ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
-        for q, start in enumerate(range(0, len(input_ids), self._responses)):
-            prompt = self._prompts[q].to(input_ids.device)
-            for first in range(start, start + self._responses, self._chunk):
-                rows = slice(first, min(first + self._chunk, start + self._responses))
-                responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
-                chunk_log_probs, chunk_entropy = self._call(prompt, responses, kwargs)
-                log_probs.append(chunk_log_probs)
-                entropies.append(chunk_entropy)
-        return SimpleNamespace(
-            log_probs=_in_rows(log_probs, emitted_BL),
-            entropy=None if entropies[0] is None else _in_rows(entropies, emitted_BL),
-        )
-
-    def _call(self, prompt: Prompt, responses: list[Tensor], kwargs: dict[str, Any]) -> Any:
-        """Log-probabilities and entropies (or None) of the responses' tokens, one after another.
-
-        Where no token is left (all responses were truncated and masked) the prompt runs alone, with one position that
-        emits nothing: processes that share gradients or parameters must all go through the layers, and back.
-        """
-        is_empty = not any(len(response) for response in responses)
-        packed = pack_group(self._base, prompt, [prompt.ids_1P[0, -1:]] if is_empty else responses)
-        labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
-        emitting_1T = labels_1T != IGNORED
-
-        def run() -> tuple[Tensor, Tensor | None]:
-            outputs = self._model(**packed.inputs, shift_labels=labels_1T, **kwargs)
-            packed.layout.assert_kept()
-            return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
-
-        if self._chunk < self._responses and torch.is_grad_enabled():
-            return checkpoint(run, use_reentrant=False)
-        return run()
-
-
-def _in_rows(parts: Sequence[Tensor], emitted_BL: Tensor) -> Tensor:
-    """Values of emitted tokens, group after group, at their places in (B, L - 1); 0 elsewhere."""
-    values = torch.cat(list(parts))
-    return values.new_zeros(emitted_BL.shape).masked_scatter(emitted_BL, values)

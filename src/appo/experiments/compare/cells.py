@@ -83,6 +83,7 @@ class ComparedPipeline(RolloutPipeline):
 def _compared(trainer: APPOTrainer, control: Control | None) -> None:
     """Replace the trainer's pipeline by a `ComparedPipeline`."""
     pipeline = ComparedPipeline(**vars(trainer.pipeline))
+    pipeline.settings = replace(pipeline.settings, in_update=False)  # controls and measurements read the scores
 
     def log_probs_of(scores: Any) -> Any:
         return log_probs_at(trainer.base_model, scores, temperature=trainer.temperature)

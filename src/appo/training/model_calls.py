@@ -1,0 +1,166 @@
+"""Models for TRL to call with the token ids of whole groups: they add what the groups' prompts show.
+
+Shape suffixes: B rows = Q groups x G responses, G responses of a group, N response tokens (padded), L = prompt and
+response tokens (padded), T positions of a packed group, H hidden size, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from appo.models.families import family_of
+from appo.models.log_probs import packed_capture, stack_chunks
+from appo.models.prefix_packing import IGNORED, pack_group
+from appo.models.prompt import Prompt
+
+
+class RowsModel:
+    """A model for TRL to call with the token ids of whole groups, which adds the vision inputs that belong to them."""
+
+    def __init__(self, model: Any, prompts: Sequence[Prompt], responses: int, base: Any) -> None:
+        self._model, self._prompts, self._responses, self._family = model, prompts, responses, family_of(base)
+
+    def __call__(self, **inputs: Any) -> Any:
+        ids: Tensor = inputs["input_ids"]
+        assert len(ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
+        prompts = [prompt.to(ids.device) for prompt in self._prompts for _ in range(self._responses)]
+        vision = self._family.vision_inputs(prompts)
+        return self._model(**inputs, **vision, mm_token_type_ids=self._family.token_types(ids))
+
+
+@dataclass(frozen=True)
+class GroupPass:
+    """What one group's forward pass leaves for its scores, without gradients.
+
+    Attributes:
+        attention_GNF: float32 (G, N, F); None for a prompt without frames.
+    """
+
+    hidden_GNH: Tensor  # final hidden state that emits each token
+    mask_GN: Tensor  # bool, True on response tokens
+    attention_GNF: Tensor | None
+
+
+class PackedModel:
+    """The same with each group packed behind one prompt: prompt and video are read once a group. Exact.
+
+    What TRL reads of a call (log-probabilities and entropies of labelled tokens) is put back in its rows. With
+    ``rows_per_chunk`` a group is packed in chunks of so many responses, and what a chunk would keep for the backward
+    pass is recomputed there: memory for the prompt's forward pass once more a chunk, and once more in backward.
+
+    Attributes:
+        passes: one a group of the last call, if there are ``capture_layers``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        responses: int,
+        base: Any,
+        rows_per_chunk: int = 0,
+        capture_layers: int = 0,
+    ) -> None:
+        self._model, self._prompts, self._responses, self._base = model, prompts, responses, base
+        self._chunk, self._layers = rows_per_chunk or responses, capture_layers
+        self.passes: list[GroupPass] = []
+
+    def __call__(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> Any:
+        del kwargs["attention_mask"]
+        emitted_BL = labels[:, 1:] != IGNORED
+        log_probs: list[Tensor] = []
+        entropies: list[Any] = []
+        assert len(input_ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
+        self.passes = []
+        for q, start in enumerate(range(0, len(input_ids), self._responses)):
+            prompt, passes = self._prompts[q].to(input_ids.device), []
+            for first in range(start, start + self._responses, self._chunk):
+                rows = slice(first, min(first + self._chunk, start + self._responses))
+                responses = [row[kept] for row, kept in zip(labels[rows, 1:], emitted_BL[rows], strict=True)]
+                chunk_log_probs, chunk_entropy, one = self._call(prompt, responses, kwargs)
+                log_probs.append(chunk_log_probs)
+                entropies.append(chunk_entropy)
+                passes += [] if one is None else [one]
+            self.passes += [_whole_group(passes)] if passes else []
+        return SimpleNamespace(
+            log_probs=_in_rows(log_probs, emitted_BL),
+            entropy=None if entropies[0] is None else _in_rows(entropies, emitted_BL),
+        )
+
+    def _call(
+        self, prompt: Prompt, responses: list[Tensor], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, GroupPass | None]:
+        """Log-probabilities and entropies (or None) of the responses' tokens, one after another.
+
+        Where no token is left (all responses were truncated and masked) the prompt runs alone, with one position that
+        emits nothing: processes that share gradients or parameters must all go through the layers, and back.
+        """
+        is_empty = not any(len(response) for response in responses)
+        packed = pack_group(self._base, prompt, [prompt.ids_1P[0, -1:]] if is_empty else responses)
+        labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
+        emitting_1T = labels_1T != IGNORED
+        layers = self._layers if prompt.has_video else 0
+
+        def run() -> tuple[Tensor, Tensor | None]:
+            outputs = self._model(**packed.inputs, shift_labels=labels_1T, **captured, **kwargs)
+            packed.layout.assert_kept()
+            return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
+
+        capturing: Any = packed_capture(self._base, prompt, packed, layers) if layers else nullcontext()
+        with capturing as capture, _last_hidden(self._base if self._layers else None) as hidden:
+            captured = {} if capture is None else {"frame_capture": capture}
+            recomputed = self._chunk < self._responses and torch.is_grad_enabled()
+            log_probs, entropy = checkpoint(run, use_reentrant=False) if recomputed else run()
+        if not self._layers:
+            return log_probs, entropy, None
+        attention_GNF = None if capture is None else capture.attention_BNF
+        return log_probs, entropy, GroupPass(hidden[0][0, packed.layout.index_GN], packed.layout.mask_GN, attention_GNF)
+
+
+@contextmanager
+def _last_hidden(base: Any) -> Iterator[list[Tensor]]:
+    """The final hidden states (1, T, H) of a model's forward passes meanwhile, without gradients; of no model, none."""
+    found: list[Tensor] = []
+    if base is None:
+        yield found
+        return
+    hook = base.base_model.register_forward_hook(
+        lambda module, inputs, outputs: found.append(outputs.last_hidden_state.detach())
+    )
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _whole_group(chunks: Sequence[GroupPass]) -> GroupPass:
+    parts = zip(*((one.hidden_GNH, one.mask_GN, one.attention_GNF) for one in chunks), strict=True)
+    hidden_GNH, mask_GN, attention_GNF = map(stack_chunks, parts)
+    assert hidden_GNH is not None
+    assert mask_GN is not None
+    return GroupPass(hidden_GNH, mask_GN, attention_GNF)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A model that has been called already: it gives what the rows had then."""
+
+    log_probs_BN: Tensor  # with gradients
+    entropies_BN: Tensor | None
+
+    def __call__(self, **inputs: Any) -> Any:
+        return SimpleNamespace(log_probs=self.log_probs_BN, entropy=self.entropies_BN)
+
+
+def _in_rows(parts: Sequence[Tensor], emitted_BL: Tensor) -> Tensor:
+    """Values of emitted tokens, group after group, at their places in (B, L - 1); 0 elsewhere."""
+    values = torch.cat(list(parts))
+    return values.new_zeros(emitted_BL.shape).masked_scatter(emitted_BL, values)
