@@ -44,7 +44,6 @@ from appo.types import STEP_PARTS
 from appo.world import generate
 
 MARK = "appo/"
-PHASES = ("generate", "score", "update")
 _SMALL_TOWER: dict[str, Any] = {"vision_heads": 2, "vision_full": (0,)}
 SHAPES["plan"] = ModelShape(256, 6, 8, 2, 704, 512, True, 1, 16, 32, mrope=(4, 6, 6), **_SMALL_TOWER)
 SHAPES["plan-wide"] = ModelShape(384, 4, 6, 6, 1024, 512, False, 1, 16, 32, mrope=(8, 12, 12), **_SMALL_TOWER)
@@ -64,6 +63,12 @@ class Cell:
     rows_per_chunk: int = 0
     lora_rank: int = 0
     head_tile: int = 512
+    scoring_pass: bool = False
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What a step has."""
+        return ("generate", "score", "update") if self.scoring_pass else ("generate", "update")
 
 
 CELLS = {
@@ -75,6 +80,7 @@ CELLS = {
     "bf16": Cell(precision="bf16", checkpointing=True, prompts=2),
     "wide": Cell(model="plan-wide", checkpointing=True, prompts=2),
     "chunks": Cell(rows_per_chunk=2, generations=8),
+    "scoring-pass": Cell(scoring_pass=True, checkpointing=True, prompts=2),
     "long": Cell(frame_tokens=64, generations=8, completion=48),
     "lora": Cell(lora_rank=8, precision="bf16", frame_tokens=32),
 }
@@ -150,6 +156,7 @@ def make_trainer(cell: Cell, folder: Path, seed: int) -> APPOTrainer:
         max_resampling_rounds=0,
         overlong_cache=0,
         rollouts_per_step=0,
+        normalize_weights=cell.scoring_pass,
         accuracy_reward="fixed_rewards",
         score_tokens=8,
         top_frames=2,
@@ -181,12 +188,12 @@ def peaks(profiler: Any) -> dict[str, int]:
     """
     events = profiler.profiler.kineto_results.events()
     spans: dict[str, list[tuple[int, int]]] = {"generate": [], "score": [], "decode": []}
-    parts = {"generate": "generate", "vision": "generate", "decode": "decode", "score": "score", "weights": "score"}
+    parts = {"generate": "generate", "vision": "generate", "decode": "decode", "score": "score"}
     for event in events:
         part = parts.get(event.name().removeprefix(MARK)) if event.name().startswith(MARK) else None
         if part:
             spans[part].append((event.start_ns(), event.start_ns() + event.duration_ns()))
-    now, found = 0, dict.fromkeys((*PHASES, "decode"), 0)
+    now, found = 0, dict.fromkeys(("generate", "score", "update", "decode"), 0)
     memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     starts = {part: sorted(inside) for part, inside in spans.items()}
     for time, size in memory:
@@ -249,6 +256,7 @@ def run_of(cell: Cell, trainer: APPOTrainer, inputs: Any) -> Run:
         gpus=1,
         lora_r=cell.lora_rank,
         capture_layers=trainer.args.attention_layers,
+        scoring_pass=cell.scoring_pass,
         kernels=replace(CPU, head_tile=cell.head_tile),
     )
 
@@ -265,16 +273,21 @@ def check(name: str, cell: Cell, seed: int) -> dict[str, Any]:
         "prompt": run.prompt,
         "packed_tokens": run.packed_tokens,
         "static_bytes": {"measured": measured["static"], "predicted": static},
-        "measured_bytes": {phase: measured[phase] for phase in PHASES},
+        "measured_bytes": {phase: measured[phase] for phase in cell.phases},
         "predicted_bytes": predicted,
         "parts": {phase.name: phase.parts for phase in planned},
         "predicted:measured": {
-            **{phase: predicted[phase] / measured[phase] for phase in PHASES},
-            "peak": max(predicted.values()) / max(measured[phase] for phase in PHASES),
+            **{phase: predicted[phase] / measured[phase] for phase in cell.phases},
+            "peak": max(predicted.values()) / max(measured[phase] for phase in cell.phases),
             "peak beyond weights and moments": (max(predicted.values()) - static)
-            / (max(measured[phase] for phase in PHASES) - measured["static"]),
+            / (max(measured[phase] for phase in cell.phases) - measured["static"]),
         },
     }
+
+
+def _pair(cell: dict[str, Any], phase: str) -> str:
+    sizes = [cell[kind].get(phase) for kind in ("measured_bytes", "predicted_bytes")]
+    return ", ".join("-" if size is None else f"{size / 1e6:.1f}" for size in sizes) + " MB"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -289,12 +302,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in args.cells:
         cells.append(check(name, CELLS[name], args.seed))
         print(f"{name}: {cells[-1]['predicted:measured']}", file=sys.stderr, flush=True)
-    header = ["cell", "tokens", *(f"{phase}: measured, predicted" for phase in PHASES), "peak", "beyond weights"]
+    columns = ("generate", "score", "update")
+    header = ["cell", "tokens", *(f"{phase}: measured, predicted" for phase in columns), "peak", "beyond weights"]
     rows = [
         [
             cell["cell"],
             str(cell["packed_tokens"]),
-            *(f"{cell['measured_bytes'][p] / 1e6:.1f}, {cell['predicted_bytes'][p] / 1e6:.1f} MB" for p in PHASES),
+            *(_pair(cell, phase) for phase in columns),
             *(f"{cell['predicted:measured'][what]:.3f}" for what in ("peak", "peak beyond weights and moments")),
         ]
         for cell in cells

@@ -10,11 +10,12 @@ head in every column:
 stock      what TRL's loss would run if it carried the video: G rows of prompt + response, pixels G times, SDPA
 published  eager attention; `generate` and `forward` also return every layer's attention (output_attentions)
 ours       the group packed behind one prompt (appo.training.model_calls.PackedModel), pixels once
-capture    ours, after a scoring pass that captures attention to frames in 3 layers, and the token weights
+capture    ours, with attention to frames captured in 3 layers and token weights between forward and backward (APPO)
+scored     the same where the loss reads old log-probabilities: a scoring pass with capture, weights, then the update
 
 `generate` samples the responses (ours reads the prompt once), `forward` is a pass over prompt and responses without
-gradients (a scoring pass), `update` is forward and backward, without reading attention. Capture's parts: `score` (the
-scoring pass without capture), `score+capture`, `weights`.
+gradients (a scoring pass), `update` is forward and backward; only capture's reads attention. Parts of scored: `score`
+(the scoring pass without capture), `score+capture`, `weights`.
 
 Shape suffixes: G responses, P prompt tokens, N response tokens.
 """
@@ -41,7 +42,7 @@ from updates import CAPTURE_LAYERS, PHASES, Cell, CellPlan, GroupUpdate, Limits
 
 PROMPTS, RESPONSES, GROUPS = (576, 2112, 4160), (64, 128, 384), (4, 8, 16)
 REDUCED = [(576, 128, 8), (2112, 64, 8), (576, 128, 4)]
-VARIANTS = ("stock", "published", "ours", "capture")
+VARIANTS = ("stock", "published", "ours", "capture", "scored")
 
 
 # --- a cell ----------------------------------------------------------------------------------------------------------
@@ -118,20 +119,28 @@ def ratios(medians: dict[str, float], peak: dict[str, int], work: Work) -> dict[
     if "stock:ours update" in result:
         result["update of token limit"] = result["stock:ours update"] / work.token_limit
         result["update of flops limit"] = result["stock:ours update"] / work.flops_limit
-    if "stock/update" in medians and "capture/weights" in medians and "ours/update" in medians:
-        whole = sum(medians[name] for name in ("capture/score+capture", "capture/weights", "ours/update"))
-        result["stock update:ours with score, capture, weights"] = medians["stock/update"] / whole
+    if "scored/weights" in medians and "ours/update" in medians:
+        whole = sum(medians[name] for name in ("scored/score+capture", "scored/weights", "ours/update"))
+        result["scored:ours update"] = whole / medians["ours/update"]
+        if "stock/update" in medians:
+            result["stock:scored update"] = medians["stock/update"] / whole
+    if "capture/update" in medians:
+        result |= {
+            f"{one}:{other} update": medians[f"{one}/update"] / medians[f"{other}/update"]
+            for one, other in (("capture", "ours"), ("stock", "capture"))
+            if f"{one}/update" in medians and f"{other}/update" in medians
+        }
     return result
 
 
 def shares(medians: dict[str, float]) -> dict[str, float]:
     """What capture, weights and the scoring pass add, as shares of the whole: score + capture + weights + update."""
-    if "capture/weights" not in medians or "ours/update" not in medians:
+    if "scored/weights" not in medians or "ours/update" not in medians:
         return {}
     extra = {
-        "capture": medians["capture/score+capture"] - medians["capture/score"],
-        "weights": medians["capture/weights"],
-        "score": medians["capture/score"],
+        "capture": medians["scored/score+capture"] - medians["scored/score"],
+        "weights": medians["scored/weights"],
+        "score": medians["scored/score"],
     }
     whole = sum(extra.values()) + medians["ours/update"]
     extra["capture+weights"] = extra["capture"] + extra["weights"]
@@ -149,7 +158,8 @@ def update_calls(update: GroupUpdate, rows_per_call: dict[str, int]) -> dict[str
         for variant, attention in (("stock", "sdpa"), ("published", "eager"))
         if f"{variant}/update" in rows_per_call
     }
-    return calls | {"ours": partial(update.packed, grad=True), "capture": update.captured_update}
+    packed = {"ours": partial(update.packed, grad=True), "capture": update.weighted, "scored": update.scored_update}
+    return calls | packed
 
 
 def _memory_in_process(plan: CellPlan, update: GroupUpdate, args: argparse.Namespace) -> dict[str, int]:
@@ -165,8 +175,7 @@ def _memory_in_process(plan: CellPlan, update: GroupUpdate, args: argparse.Names
 def _memory_variants(plan: CellPlan, args: argparse.Namespace) -> list[str]:
     if args.no_memory:
         return []
-    wanted = {"stock": "stock/update", "published": "published/update", "ours": "ours/update"}
-    return [v for v in args.variants if wanted.get(v, "capture/weights") in plan.timed]
+    return [v for v in args.variants if ("scored/weights" if v == "scored" else f"{v}/update") in plan.timed]
 
 
 def _memory(plan: CellPlan, cell: Cell, args: argparse.Namespace) -> dict[str, int]:
@@ -225,12 +234,10 @@ def show_times(cells: Sequence[dict[str, Any]]) -> None:
 def show(cells: Sequence[dict[str, Any]]) -> None:
     """Print the tables."""
     show_times(cells)
-    header = ["prompt/response G", "score", "+ capture", "weights", "capture+weights", "with the scoring pass"]
-    header += ["stock update : ours with all", *(f"peak {v}" for v in VARIANTS), "peak ratio"]
+    header = ["prompt/response G", "ours", "capture : ours", "(processor)", "scored : ours", "(processor)"]
+    header += ["stock : capture", *(f"peak {v}" for v in VARIANTS), "peak ratio"]
     rows = [_extra_row(cell) for cell in cells]
-    harness.print_table(
-        "What capture and weights add (shares of score + capture + weights + update); memory", header, rows
-    )
+    harness.print_table("The update with capture and weights (times), and its memory", header, rows)
 
 
 def _name(cell: dict[str, Any]) -> str:
@@ -239,18 +246,18 @@ def _name(cell: dict[str, Any]) -> str:
 
 def _extra_row(cell: dict[str, Any]) -> list[str]:
     seconds = {name: times["median"] for name, times in cell["times"].items()}
-    names = ("capture/score", "capture/score+capture", "capture/weights")
-    times = [harness.shown(seconds.get(name), " s") for name in names]
-    percent = {name: 100 * share for name, share in cell["shares"].items()}
-    shares = [harness.shown(percent.get(name), " %") for name in ("capture+weights", "score+capture+weights")]
-    whole = harness.shown(cell["ratios"].get("stock update:ours with score, capture, weights"), "x")
+    ratios = [
+        harness.shown(cell[kind].get(f"{variant}:ours update"), "x")
+        for variant in ("capture", "scored")
+        for kind in ("ratios", "processor_ratios")
+    ]
     peaks = [cell["peak_bytes"].get(variant) for variant in VARIANTS]
     memory = [harness.shown(None if peak is None else peak / harness.GB, " GB") for peak in peaks]
     return [
         _name(cell),
-        *times,
-        *shares,
-        whole,
+        harness.shown(seconds.get("ours/update"), " s"),
+        *ratios,
+        harness.shown(cell["ratios"].get("stock:capture update"), "x"),
         *memory,
         harness.shown(cell["ratios"].get("stock:ours peak memory"), "x"),
     ]

@@ -205,7 +205,9 @@ class CellPlan:
             self._add("ours/forward", partial(update.packed, grad=False))
             self._add("ours/update", partial(update.packed, grad=True))
         if "capture" in args.variants:
-            self._add_capture()
+            self._add("capture/update", update.weighted)
+        if "scored" in args.variants:
+            self._add_scored()
 
     def _add(self, name: str, call: Callable[[], Any], rounds: int | None = None) -> None:
         self.timed[name] = harness.Timed(call, rounds)
@@ -238,16 +240,15 @@ class CellPlan:
                 return rows
         return 0
 
-    def _add_capture(self) -> None:
+    def _add_scored(self) -> None:
         state: dict[str, Any] = {}
 
         def score_and_capture() -> None:
             state["scores"] = self._update.score(CAPTURE_LAYERS)
 
-        self._add("capture/score", partial(self._update.score, 0))
-        self._add("capture/score+capture", score_and_capture)
-        self._add("capture/update", self._update.weighted)
-        self._add("capture/weights", lambda: self._update.weights(state["scores"]))
+        self._add("scored/score", partial(self._update.score, 0))
+        self._add("scored/score+capture", score_and_capture)
+        self._add("scored/weights", lambda: self._update.weights(state["scores"]))
 
     def skip(self, name: str, why: str) -> None:
         """Leave a measurement out, and say so now and in the JSON."""

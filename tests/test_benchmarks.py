@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,11 @@ def test_update_cost_reports_quotients_of_medians(tmp_path: Path, capsys: pytest
         update = median["stock/update"] / median["ours/update"]
         assert cell["ratios"]["stock:ours update"] == pytest.approx(update)
         assert cell["ratios"]["update of token limit"] == pytest.approx(update / cell["limits"]["tokens"])
-        extra = median["capture/score+capture"] + median["capture/weights"]
+        extra = median["scored/score+capture"] + median["scored/weights"]
         share = extra / (extra + median["ours/update"])
         assert cell["shares"]["score+capture+weights"] == pytest.approx(share)
+        assert cell["ratios"]["scored:ours update"] == pytest.approx(1 / (1 - share))
+        assert cell["ratios"]["capture:ours update"] == pytest.approx(median["capture/update"] / median["ours/update"])
         assert cell["skipped"] == {}
     table = capsys.readouterr().out
     assert "24/6 G=4" in table
@@ -129,6 +131,30 @@ def test_all_columns_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, grad in grads.items():
             scale = float(found["stock"][name].abs().max())
             torch.testing.assert_close(grad, found["stock"][name], rtol=1e-3, atol=1e-4 * scale, msg=f"{way}: {name}")
+
+
+def test_the_update_with_capture_is_the_update_with_the_weights_of_a_scoring_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_model("tiny", "cpu", torch.float32)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    update = GroupUpdate(model, Cell(24, 6, 4), "cpu", seed=0)
+    expected, weigh = update.score(3), update.weights
+    seen: list[Any] = []
+
+    def ones(scores: Any) -> Any:
+        seen.append(scores)
+        weights = weigh(scores)
+        assert float(weights.weights_GN.max()) > 1
+        return replace(weights, weights_GN=torch.ones_like(weights.weights_GN))
+
+    monkeypatch.setattr(update, "weights", ones)
+    ours = gradients(update, lambda: update.packed(grad=True), monkeypatch)
+    own = gradients(update, update.weighted, monkeypatch)
+    assert own.keys() == ours.keys()
+    assert all(torch.equal(own[name], ours[name]) for name in own), "capturing changes nothing"
+    for name in ("log_probs_GN", "hidden_GNH", "log_normalizer_GN", "frame_attention_GNF"):
+        torch.testing.assert_close(getattr(seen[0], name), getattr(expected, name).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_way_really_returns_attention() -> None:

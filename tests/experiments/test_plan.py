@@ -144,13 +144,14 @@ def test_what_is_in_force_is_not_offered() -> None:
 # --- measured --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tiny", "checkpointing", "autocast-checkpointing"])
+@pytest.mark.parametrize("name", ["tiny", "checkpointing", "autocast-checkpointing", "scoring-pass"])
 def test_the_plan_is_within_15_percent_of_a_real_step(name: str) -> None:
     """Bytes that torch's allocator hands out in the second step of a real trainer; deterministic."""
     cell = plan_check.check(name, plan_check.CELLS[name], seed=0)
     static = cell["static_bytes"]
     assert static["measured"] == pytest.approx(static["predicted"], abs=4096), "but for the optimiser's step counters"
-    for what in ("peak", "peak beyond weights and moments", "score", "update"):
+    scored = ("score",) if name == "scoring-pass" else ()
+    for what in ("peak", "peak beyond weights and moments", "update", *scored):
         assert 0.85 < cell["predicted:measured"][what] < 1.15, what
 
 
@@ -166,7 +167,7 @@ def test_the_committed_check_holds() -> None:
 
 def test_kernels_of_a_cpu_project_every_position() -> None:
     run = replace(RUN, gradient_checkpointing=False)
-    heads = [phases(replace(run, kernels=kernels))[2].parts["LM head"] for kernels in (Kernels(), CPU)]
+    heads = [phases(replace(run, kernels=kernels))[-1].parts["LM head"] for kernels in (Kernels(), CPU)]
     assert heads[1] > heads[0] + 3000 * 32768 * 7 * 4, "seven float32 tiles of a row a token"
 
 
@@ -184,7 +185,7 @@ def test_the_paper_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "qwen2.5-vl-3b", "--gpus", "1"]) == 0
     out = capsys.readouterr().out
     assert "3.755 billion parameters" in out
-    assert re.search(r"weights +15\.02 +15\.02 +15\.02", out)
+    assert re.search(r"weights +15\.02 +15\.02\n", out)
 
 
 def test_a_recipe_gives_the_settings_and_flags_win(tmp_path: Path) -> None:
@@ -202,7 +203,31 @@ def test_a_recipe_gives_the_settings_and_flags_win(tmp_path: Path) -> None:
     assert (run.prompts_per_gpu, run.prompts_per_call, run.video.frames, run.lora_r) == (6, 2, 50, 64)
     assert (run.dtype, run.kernels.attention, run.gradient_checkpointing) == ("bf16", "flash_attention_2", False)
     assert run.vllm == 24_000_000_000
+    assert run.scoring_pass
     assert settings_of(str(ROOT / "recipes" / "spotlight.yaml"))["dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("lines", "scoring_pass"),
+    [
+        ("", False),
+        ("steps_per_generation: 8", True),
+        ("num_iterations: 2", True),
+        ("normalize_weights: true", True),
+        ("frame_attention: relative", True),
+        ("mask_truncated_completions: true", True),
+        ("use_peft: true", True),  # TRL's own adapters drop out
+        ("use_peft: true\nlora_dropout: 0.0", False),
+        ("use_vllm: true\nvllm_mode: server", True),
+    ],
+)
+def test_a_scoring_pass_is_planned_where_the_trainer_makes_one(tmp_path: Path, lines: str, scoring_pass: bool) -> None:
+    """The trainer's rule is held by tests/training/test_update_scoring.py."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: Qwen/Qwen2.5-VL-3B-Instruct\ngradient_accumulation_steps: 4\n{lines}\n")
+    run = plan("--config", str(recipe)).run
+    assert run.scoring_pass == scoring_pass
+    assert ("score" in {phase.name for phase in phases(run)}) == scoring_pass
 
 
 def test_the_embedded_policy_is_planned_by_its_name() -> None:

@@ -79,7 +79,8 @@ class Run:
     gpus: int = 8  # that share the work
     lora_r: int = 0  # of adapters on the language model's matrices; 0: all of the language model is trained
     vllm: int = 0  # bytes of the GPU that a colocated vLLM holds; 0: transformers generates
-    capture_layers: int = 3  # whose attention is read in the scoring pass; 0: none
+    capture_layers: int = 3  # whose attention is read; 0: none
+    scoring_pass: bool = False  # groups are scored before the update, not by its own forward pass
     kernels: Kernels = Kernels()  # of this machine
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The three phases of a step, generate, score and update: what is in memory at the peak of each.
+"""The phases of a step, generate, score (if there is a scoring pass) and update: what is in memory at their peaks.
 
 Letters as in `appo.experiments.plan.memory`.
 """
@@ -39,7 +39,7 @@ class Phase:
 
 
 def phases(run: Run) -> list[Phase]:
-    """Generate, score and update, each with what all of them hold."""
+    """Generate, score (with a scoring pass) and update, each with what all of them hold."""
     always = {
         "weights": weights_bytes(run),
         "optimiser": optimizer_bytes(run),
@@ -47,7 +47,8 @@ def phases(run: Run) -> list[Phase]:
         "video features": features_bytes(run),
         "vLLM": run.vllm,
     }
-    own = {"generate": generate_parts(run), "score": score_parts(run), "update": update_parts(run)}
+    scoring = {"score": score_parts(run)} if run.scoring_pass else {}
+    own = {"generate": generate_parts(run), **scoring, "update": update_parts(run)}
     return [Phase(name, {part: size for part, size in (always | parts).items() if size}) for name, parts in own.items()]
 
 
@@ -103,7 +104,7 @@ def cache_bytes(run: Run) -> int:
 def score_parts(run: Run) -> Parts:
     """A forward pass over a packed group, in a layer or in the head, whichever holds more."""
     a, n = run.architecture, run.numbers
-    kept = run.rows * run.max_completion_length * (a.hidden * n.residual + run.video.frames * FP32)
+    kept = run.prompts_per_gpu * _scores_bytes(run)
     rows = min(LOGIT_ROWS, run.num_generations * run.max_completion_length)
     head = {"LM head": rows * a.vocabulary * (n.activation + 3 * FP32) + _head_copy_bytes(run)}
     layer = {"a layer's forward": layer_forward_bytes(run), "attention capture": capture_bytes(run)}
@@ -113,6 +114,13 @@ def score_parts(run: Run) -> Parts:
         "packed inputs": _inputs_bytes(run),
         **max(head, layer, key=lambda parts: sum(parts.values())),
     }
+
+
+def _scores_bytes(run: Run) -> int:
+    """Hidden states that emit a group's tokens, and their attention to frames."""
+    a = run.architecture
+    tokens = run.num_generations * run.max_completion_length
+    return tokens * (a.hidden * run.numbers.residual + run.video.frames * FP32)
 
 
 def capture_bytes(run: Run) -> int:
@@ -168,8 +176,16 @@ def _head_gradient(run: Run) -> int:
 
 
 def _before(run: Run) -> Parts:
-    """Gradients of earlier micro-batches, and those that wait for other passes of this one."""
-    return {"gradients": gradients_bytes(run) if run.accumulates else 0, "gradients of other passes": _waiting(run)}
+    """Gradients of earlier micro-batches and of this one's other passes, and what the token weights are made of."""
+    return {
+        "gradients": gradients_bytes(run) if run.accumulates else 0,
+        "gradients of other passes": _waiting(run),
+        "hidden states and attention": run.calls * _scores_bytes(run) if _captures(run) else 0,
+    }
+
+
+def _captures(run: Run) -> bool:
+    return run.capture_layers > 0 and not run.scoring_pass
 
 
 def _waiting(run: Run) -> int:
@@ -180,6 +196,7 @@ def _waiting(run: Run) -> int:
 def _in_forward(run: Run) -> Parts:
     """The end of a checkpointed forward pass; without checkpointing, the head's backward pass holds more."""
     kept = _before(run) | {"kept for backward": kept_bytes(run)}
+    kept |= {"attention capture": capture_bytes(run) if _captures(run) else 0}
     if run.gradient_checkpointing:
         kept |= {"autocast copies": _autocast_bytes(run), "a layer's forward": layer_forward_bytes(run)}
     return kept

@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def phases(self) -> list[Phase]:
-        """Generate, score, update."""
+        """Generate, score (with a scoring pass), update."""
         return phases(self.run)
 
     @property
@@ -116,6 +116,7 @@ def plan_of(flags: argparse.Namespace) -> Plan:
         "video": video_shape(architecture, settings["video_max_frames"], height, width, least, most),
         "prompts_per_call": min(settings["prompts_per_call"], settings["prompts_per_gpu"]),
         "vllm": int(settings["vllm_share"] * gpu_bytes),
+        "scoring_pass": settings["scoring_pass"] or settings["vllm_share"] > 0,
         "kernels": Kernels(attention=settings["attention"]),
     }
     return Plan(Run(**{name: settings[name] for name in RUN_DEFAULTS} | derived), gpu_bytes)
@@ -145,11 +146,25 @@ def settings_of(path: str) -> dict[str, Any]:
         "dtype": "nf4" if config.get("load_in_4bit") else "bf16" if half else whole,
         "optimizer": optimizers.get(config.get("optim", ""), "adamw"),
         "lora_r": config.get("lora_r", 16) if config.get("use_peft") else None,
+        "scoring_pass": _scores_first(config),
         "gradient_checkpointing": config.get("activation_checkpointing", config.get("gradient_checkpointing")),
         "attention": init.get("attn_implementation"),
         "vllm_share": config.get("vllm_gpu_memory_utilization", 0.3) if colocated else None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _scores_first(config: dict[str, Any]) -> bool:
+    """Whether groups are scored before the update: the rules of `appo.training.update_scoring`, by the file alone."""
+    accumulation, iterations = config.get("gradient_accumulation_steps", 1), config.get("num_iterations", 1)
+    updates = config.get("steps_per_generation", accumulation) * iterations
+    switches = ("use_vllm", "normalize_weights", "mask_truncated_completions")
+    return (
+        accumulation % updates != 0
+        or any(config.get(name) for name in switches)
+        or config.get("frame_attention") == "relative"
+        or bool(config.get("use_peft") and config.get("lora_dropout", 0.05))
+    )
 
 
 def _known_model(name: str | None) -> str | None:
