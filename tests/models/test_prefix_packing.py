@@ -79,7 +79,7 @@ def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temp
     shape = replace(shape, timestamps=architecture == "qwen3_vl")
     dtype, tolerance = precision
     model = shared_model(architecture=architecture, heads=heads[0], kv_heads=heads[1], dtype=dtype)
-    prompt, responses = random_prompt(shape, seed), random_responses(lengths, seed)
+    prompt, responses = random_prompt(shape, seed, architecture), random_responses(lengths, seed)
     prompt = in_double(prompt) if dtype == torch.float64 else prompt
     assert_equal_scores(
         *score_both_ways(model, prompt, responses, temperature=temperature, rows_per_chunk=chunk), tolerance

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from appo.models.vision_tower import freeze_vision_tower
-from tests.support.tiny import ARCHITECTURES, tiny_model
+from tests.support.tiny import QWEN, tiny_model
 from tests.training.side_by_side import small
 
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
@@ -34,15 +34,22 @@ def built(architecture: str) -> Any:
     return OTHERS[architecture]() if architecture in OTHERS else tiny_model(architecture=architecture)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
-def test_the_tower_is_frozen_and_nothing_else(architecture):
+PARTS = dict.fromkeys(QWEN, {"visual"}) | {
+    "internvl": {"vision_tower", "multi_modal_projector"},
+    "smolvlm": {"vision_model", "connector"},
+    **dict.fromkeys(OTHERS, {"vision_tower", "multi_modal_projector"}),
+}
+
+
+@pytest.mark.parametrize("architecture", PARTS)
+def test_what_stands_before_the_language_model_is_frozen_and_nothing_else(architecture):
     """TRL trains them all: without the tower by its name, the trainer would end in an AttributeError."""
     model = built(architecture)
     freeze_vision_tower(model)
     frozen = {name.split(".")[1] for name, value in model.named_parameters() if not value.requires_grad}
     trained = {name.split(".")[1] for name, value in model.named_parameters() if value.requires_grad}
-    assert frozen == {"vision_tower" if architecture in OTHERS else "visual"}
-    assert "language_model" in trained
+    assert frozen == PARTS[architecture]
+    assert trained & {"language_model", "text_model"}
     assert not frozen & trained
 
 

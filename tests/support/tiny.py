@@ -9,22 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from appo.models.prompt import PIXELS, Prompt
 
 VOCAB = 96
 VISION_START, VISION_END, IMAGE, VIDEO = 92, 93, 94, 95
+IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 PATCH = 14
+SIDE = 4 * PATCH  # pixels of a picture, where all have one size: 4 tokens
 
-
-ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FRAMES_AS_PICTURES = ("internvl", "smolvlm")
+ARCHITECTURES = (*QWEN, *FRAMES_AS_PICTURES)
 
 
 def tiny_model(
@@ -37,18 +49,24 @@ def tiny_model(
     architecture: str = "qwen2_5_vl",
     seed: int = 0,
     text: dict[str, Any] | None = None,
+    ids: dict[str, int] = IDS,
 ) -> Any:
-    """A Qwen-VL with random weights large enough that attention is far from uniform; `text`: settings of its layers."""
+    """A model with random weights large enough that attention is far from uniform; `text`: settings of its layers."""
     torch.manual_seed(seed)
     config_class, model_class = {
         "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
         "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+        "internvl": (InternVLConfig, InternVLForConditionalGeneration),
+        "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     }[architecture]
     head_dim = 8
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
+    if architecture in QWEN:
+        rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if architecture == "qwen3_vl" else {})
     config = config_class(
         text_config={
+            **({"internvl": {"model_type": "qwen3"}, "smolvlm": {"model_type": "llama"}}.get(architecture, {})),
             "vocab_size": VOCAB,
             "hidden_size": heads * head_dim,
             "intermediate_size": 48,
@@ -56,18 +74,15 @@ def tiny_model(
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
-            "rope_parameters": rope | ({"mrope_interleaved": True} if architecture == "qwen3_vl" else {}),
+            "rope_parameters": rope,
             "tie_word_embeddings": True,
             "initializer_range": 0.3,
             **(text or {}),
         },
         vision_config=_vision_config(architecture, heads * head_dim),
         tie_word_embeddings=True,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
         attn_implementation=attention,
+        **(ids if architecture in QWEN else {"image_token_id": ids["image_token_id"]}),
     )
     model = model_class(config).eval().to(dtype)
     model.config.pad_token_id = 0
@@ -89,7 +104,10 @@ def _rms_norm(module: Any, x: Tensor) -> Tensor:
 
 
 def _vision_config(architecture: str, out: int) -> dict[str, Any]:
-    """A vision tower of one or two blocks that merges 2 x 2 patches."""
+    """A vision tower of one or two blocks; 2 x 2 patches are merged."""
+    if architecture in FRAMES_AS_PICTURES:
+        size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return size | {"initializer_range": 0.3, "patch_size": PATCH, "image_size": SIDE}
     shared = {"depth": 1, "num_heads": 2, "initializer_range": 0.3, "patch_size": PATCH, "spatial_merge_size": 2}
     if architecture == "qwen2_vl":
         return shared | {"embed_dim": 16, "hidden_size": out, "mlp_ratio": 2}
@@ -113,8 +131,10 @@ class PromptShape:
     timestamps: bool = False
 
 
-def random_prompt(shape: PromptShape, seed: int = 0) -> Prompt:
+def random_prompt(shape: PromptShape, seed: int = 0, architecture: str = "qwen2_5_vl") -> Prompt:
     """Videos, then images, then text."""
+    if architecture in FRAMES_AS_PICTURES:
+        return frames_as_pictures(shape, architecture, seed)[0]
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for frames, height, width in shape.videos:
@@ -135,6 +155,41 @@ def random_prompt(shape: PromptShape, seed: int = 0) -> Prompt:
         grid = torch.tensor([(1, 2 * h, 2 * w) for h, w in shape.images])
         vision |= {"pixel_values": _pixels(grid, generator), "image_grid_thw": grid}
     return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), **vision)
+
+
+def frames_as_pictures(shape: PromptShape, architecture: str, seed: int = 0) -> tuple[Prompt, list[int]]:
+    """The same where each frame is a run of image placeholders, and the true frame of each token.
+
+    Pictures and frames have 4 tokens, whatever the shape says; InternVL's last picture is of two pieces, and SmolVLM's
+    prompts have no pictures, but shorter videos are padded.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids, frames, spans = [1], [-1], []
+
+    def add(tokens: list[int], frame: int = -1) -> None:
+        ids.extend(tokens)
+        frames.extend([frame] * len(tokens))
+
+    for count, _, _ in shape.videos:
+        start, before = len(ids) + 2, max(frames) + 1
+        for frame in range(count):
+            add([10 + frame, VISION_START])
+            add([IMAGE] * 4, before + frame)
+            add([VISION_END])
+        spans.append((start, len(ids) - 1, count))
+    images = len(shape.images) if architecture == "internvl" else 0
+    for image in range(images):
+        add([VISION_START, *[IMAGE] * (4 if image + 1 < images else 8), VISION_END])
+    add(torch.randint(2, 90, (shape.text,), generator=generator).tolist())
+    counts, pictures = [count for count, _, _ in shape.videos], images + (images > 0)
+    pixels = torch.randn(sum(counts) + pictures, 3, SIDE, SIDE, generator=generator)
+    vision = {"pixel_values": pixels} if len(pixels) else {}
+    if architecture == "smolvlm" and vision:
+        videos = pixels.split(counts)
+        padded = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+        mask = padded([torch.ones(len(video), SIDE, SIDE, dtype=torch.long) for video in videos])
+        vision = {"pixel_values": padded(videos), "pixel_attention_mask": mask}
+    return Prompt(torch.tensor([ids]), video_spans=torch.tensor(spans).view(-1, 3), **vision), frames
 
 
 def in_double(prompt: Prompt) -> Prompt:

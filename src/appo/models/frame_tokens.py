@@ -1,4 +1,4 @@
-"""Input ids + grid sizes -> which input positions are which video frame.
+"""Input ids + grid sizes, or runs of placeholders -> which input positions are which video frame.
 
 Shape suffixes: B rows, L input positions, F frames as the language model sees them.
 """
@@ -50,6 +50,35 @@ def _frame_of_each_token(frames_per_video: tuple[int, ...], tokens_per_frame: li
     """(video tokens,) int64: 0 0 .. 1 1 .. over all videos, each with its own number of tokens a frame."""
     counts = [tokens for frames, tokens in zip(frames_per_video, tokens_per_frame, strict=True) for _ in range(frames)]
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
+
+
+def spans_of_runs(is_vision_L: Tensor, video_spans_V3: Tensor) -> FrameSpans:
+    """The same by runs of placeholders, for processors without grids. Source: paper step 1.
+
+    In the tokens that stand for a video, each run is a frame; or one run is all frames, of equally many tokens, with at
+    most one token (a newline) behind them that belongs to none.
+
+    Args:
+        is_vision_L: bool (L,), the placeholders of one row, expanded.
+        video_spans_V3: int64 (videos, 3), where each video starts and ends, and its frames.
+
+    Raises:
+        ValueError: a video's placeholders are neither.
+    """
+    frame_L, frames_per_video = torch.full(is_vision_L.shape, -1, device=is_vision_L.device), []
+    for start, end, frames in video_spans_V3.tolist():
+        edges = torch.nn.functional.pad(is_vision_L[start:end].int(), (1, 1)).diff().nonzero()[:, 0] + start
+        runs = [(first, stop) for first, stop in edges.view(-1, 2).tolist()]
+        tokens, rest = divmod(runs[0][1] - runs[0][0], frames) if len(runs) == 1 else (0, 0)
+        if tokens and rest <= 1:
+            runs = [(runs[0][0] + frame * tokens, runs[0][0] + (frame + 1) * tokens) for frame in range(frames)]
+        if len(runs) != frames:
+            lengths = [stop - first for first, stop in runs]
+            raise ValueError(f"a video of {frames} frames stands as runs of {lengths} tokens: which are which frame?")
+        for frame, (first, stop) in enumerate(runs, start=sum(frames_per_video)):
+            frame_L[first:stop] = frame
+        frames_per_video.append(frames)
+    return FrameSpans(frame_L, tuple(frames_per_video))
 
 
 def frame_pool(frame_BL: Tensor, frames: int) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 # What a processor says per image or video, one entry (or block of patches) after another.
-VISION = (*PIXELS, "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+VISION = (*PIXELS, "pixel_attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 _TOKENS = {"ids_1P": "input_ids", "types_1P": "mm_token_type_ids"}
-_OUTPUTS = "mm_encoder_outputs"
+_OUTPUTS, _SPANS = "mm_encoder_outputs", "video_spans"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +49,23 @@ class Prompt:
     Attributes:
         types_1P: int64 (1, P), modality of each token (0 text, 1 image, 2 video); None where the processor has none.
         pixel_values: of all images, as the processor returns them: for the Qwen families (patches, values of a patch).
+            Some families have their videos here, too.
         pixel_values_videos: of all videos. None of either: there are none, or features are in their place.
         image_grid_thw: int64 (images, 3), patches in time, height and width; None where a processor has no grid.
         second_per_grid_ts: float32 (videos,), seconds between two frames as the language model sees them.
+        video_spans: int64 (videos, 3), where the tokens of each video start and end, and its frames, where a processor
+            has no grid; None: it has, or the prompt is a processor's output as it is.
     """
 
     ids_1P: Tensor  # int64 (1, P), placeholders expanded
     types_1P: Tensor | None = None
     pixel_values: Tensor | None = None
     pixel_values_videos: Tensor | None = None
+    pixel_attention_mask: Tensor | None = None  # int64, the pixels of images that are not padding (SmolVLM)
     image_grid_thw: Tensor | None = None
     video_grid_thw: Tensor | None = None  # int64 (videos, 3), the same
     second_per_grid_ts: Tensor | None = None
+    video_spans: Tensor | None = None
     image_features: Features | None = None  # the vision tower's output for the images
     video_features: Features | None = None  # the same for the videos
 
@@ -90,7 +95,8 @@ class Prompt:
         """Undo :meth:`of`: plain values, for files. There is no padding, so there is no mask."""
         features = {"image": self.image_features, "video": self.video_features}
         outputs = {kind: one.mapping() for kind, one in features.items() if one is not None}
-        named = {name: getattr(self, field) for field, name in [*_TOKENS.items(), *zip(VISION, VISION, strict=True)]}
+        fields = {**_TOKENS, **{name: name for name in (*VISION, _SPANS)}}
+        named = {name: getattr(self, field) for field, name in fields.items()}
         return {name: value for name, value in {**named, _OUTPUTS: outputs or None}.items() if value is not None}
 
     @property
@@ -101,7 +107,9 @@ class Prompt:
     @property
     def has_video(self) -> bool:
         """Whether there are frames that a response can attend to."""
-        return any(one is not None for one in (self.pixel_values_videos, self.video_grid_thw, self.video_features))
+        spans = self.video_spans
+        given = (self.pixel_values_videos, self.video_grid_thw, self.video_features)
+        return any(one is not None for one in given) if spans is None else len(spans) > 0
 
     @property
     def passes(self) -> int:
@@ -115,23 +123,30 @@ class Prompt:
 
     def with_features(self, images: Features | None, videos: Features | None) -> Prompt:
         """The prompt with these features (or those of another prompt about the same) in the place of its pixels."""
-        return replace(self, pixel_values=None, pixel_values_videos=None, image_features=images, video_features=videos)
+        gone = dict.fromkeys((*PIXELS, "pixel_attention_mask"))
+        return replace(self, **gone, image_features=images, video_features=videos)
 
     def without_pixels(self) -> Prompt:
         """The same prompt about blank images and frames."""
-        return self._with_each(PIXELS, torch.zeros_like)
+        return self.with_each(PIXELS, blank)
 
     def to(self, device: torch.device | str) -> Prompt:
         """The same on another device. Features stay where the model has made them."""
-        return self._with_each((*_TOKENS, *VISION), lambda value: value.to(device))
+        return self.with_each((*_TOKENS, *VISION), lambda value: value.to(device))
 
-    def _with_each(self, fields: Sequence[str], change: Callable[[Tensor], Tensor]) -> Prompt:
+    def with_each(self, fields: Sequence[str], change: Callable[[Tensor], Tensor]) -> Prompt:
+        """The same with these tensors changed, where there are any."""
         given = {field: value for field in fields if (value := getattr(self, field)) is not None}
         changed: dict[str, Any] = {field: change(value) for field, value in given.items()}
         return replace(self, **changed)
 
 
-_NAMES = {*_TOKENS.values(), *VISION, "attention_mask"}
+_NAMES = {*_TOKENS.values(), *VISION, _SPANS, "attention_mask"}
+
+
+def blank(pixels: Tensor) -> Tensor:
+    """Pictures of one colour, of the same shape. Zeros stay: SmolVLM has them in the place of pictures it lacks."""
+    return (pixels != 0).to(pixels)
 
 
 def joined_vision(prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from appo.models.families import family_of
+from appo.models.families import family_of, family_or_generic
 
 # The forward pass of a model runs its tower at most so often: on all images, and on all videos.
 PASSES = 2
 
 
 def freeze_vision_tower(base: Any) -> None:
-    """Train no parameter of the tower that reads pictures, under whichever name the architecture has it.
+    """Train no parameter between pixels and the language model, under whichever name the architecture has them.
 
     Raises:
         ValueError: no such tower is found.
@@ -25,7 +25,8 @@ def freeze_vision_tower(base: Any) -> None:
         raise ValueError(
             f"freeze_vision_tower finds no vision tower in a {base.config.model_type} model: set it to false"
         )
-    tower.requires_grad_(False)
+    for parameter in family_or_generic(base).vision_parameters:
+        parameter.requires_grad = False
 
 
 def equal_vision_passes(base: Any) -> None:
@@ -60,4 +61,4 @@ def equal_vision_passes(base: Any) -> None:
         return args, {**kwargs, "inputs_embeds": embeds}
 
     family.tower.register_forward_hook(count)
-    inner.language_model.register_forward_pre_hook(add_missing, with_kwargs=True)
+    inner.get_decoder().register_forward_pre_hook(add_missing, with_kwargs=True)

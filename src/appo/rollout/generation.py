@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from appo.models.families import family_or_generic
 from appo.models.prompt import Prompt
 from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
-from appo.video.reader import Call, FrameSampling, SampledVideo, call_inline, lm_frame_timestamps, read_video
+from appo.video.frame_sampling import lm_frame_timestamps, merged_frames
+from appo.video.reader import Call, FrameSampling, SampledVideo, call_inline, read_video
 
 Messages = list[dict[str, Any]]
 
@@ -58,7 +60,7 @@ class VideoCache:
         """The sampled video, decoded now if it has not been yet. Raises VideoError (typed, one line)."""
         if source not in self._videos:
             self._videos[source] = video = self._read(source)
-            self._timestamps[source] = lm_frame_timestamps(video, self._video_processor.temporal_patch_size)
+            self._timestamps[source] = lm_frame_timestamps(video, merged_frames(self._video_processor))
         return self._videos[source]
 
     def _read(self, source: VideoSource) -> SampledVideo:
@@ -141,7 +143,8 @@ def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVi
         template_kwargs: passed to the chat template.
 
     Raises:
-        PromptError: a picture cannot be read, or a text holds a placeholder.
+        PromptError: a picture cannot be read, a text holds a placeholder, or the processor takes no pictures beside
+            videos.
     """
     messages = clean_messages(messages)
     check_text(messages, placeholders(processor))
@@ -154,7 +157,36 @@ def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVi
             "video_metadata": [video.metadata for video in videos],
             "do_sample_frames": False,
         }
-    return Prompt.of(processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision))
+    names = getattr(getattr(processor, "video_processor", None), "model_input_names", ())
+    if images and videos and "pixel_values" in names:
+        raise PromptError(f"{type(processor).__name__} loses pictures beside videos: ask about one of them")
+    if vision and "video_grid_thw" not in names:
+        vision["return_text_replacement_offsets"] = True
+    output = processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision)
+    prompt, replaced = Prompt.of(output), output.get("text_replacement_offsets")
+    if not replaced:
+        return prompt
+    frames = [-(-len(video.frames_THWC) // merged_frames(processor.video_processor)) for video in videos]
+    return replace(prompt, video_spans=_video_spans(processor, prompt, replaced[0], frames))
+
+
+def _video_spans(
+    processor: Any, prompt: Prompt, replacements: Sequence[Mapping[str, Any]], frames: Sequence[int]
+) -> Tensor:
+    """int64 (videos, 3): first placeholder, one past the last, and frames of each video.
+
+    Args:
+        replacements: by transformers' ``return_text_replacement_offsets``, what stands for each picture and video.
+        frames: of the language model, of each video.
+    """
+    texts, count = placeholders(processor), iter(frames)
+    ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(texts)))
+    places, end, spans = torch.isin(prompt.ids_1P[0].cpu(), ids).nonzero()[:, 0].tolist(), 0, []
+    for one in replacements:
+        start, end = end, end + sum(one["replacement"].count(text) for text in texts)
+        if one["type"] == "video":
+            spans.append((places[start], places[end - 1] + 1, next(count)))
+    return torch.tensor(spans, dtype=torch.long).view(-1, 3)
 
 
 def open_image(image: Any) -> Any:
@@ -244,12 +276,14 @@ def respond(
     longest = max(prompt.length for prompt in prompts)
     ids_BP = torch.cat([_left_pad(prompt.ids_1P, longest, pad_token_id) for prompt in prompts])
     mask_BP = torch.cat([_left_pad(torch.ones_like(prompt.ids_1P), longest, 0) for prompt in prompts])
+    family = family_or_generic(model)
+    family.prepare()
     batch = {"input_ids": ids_BP, "attention_mask": mask_BP}
+    if (positions_BP := family.generation_positions(mask_BP)) is not None:
+        batch["position_ids"] = positions_BP
     types = [prompt.types_1P for prompt in prompts if prompt.types_1P is not None]
     if types:
         batch["mm_token_type_ids"] = torch.cat([_left_pad(types_1P, longest, 0) for types_1P in types])
-    family = family_or_generic(model)
-    family.prepare()
     with torch.no_grad():
         family.start_generation()
         cache = _prefill(model, batch, family.vision_inputs(prompts))

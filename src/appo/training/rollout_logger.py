@@ -77,8 +77,8 @@ class Recorder(MetricsRecorder):
 
 def film_of(videos: VideoCache, messages: Messages, processor: Any) -> bytes:
     """The frames that a conversation shows, as a picture (see `filmstrip`). Raises VideoError."""
-    merged = getattr(processor.video_processor, "temporal_patch_size", None) or 1
-    return filmstrip([videos.read(source) for source in video_sources(messages)], merged)
+    shown = [videos.read(source) for source in video_sources(messages)]
+    return filmstrip(shown, merged_frames(processor.video_processor))
 
 
 def group_record(step: int, group: Group, tokenizer: Any, reward_names: Sequence[str], film: str = "") -> RolloutRecord:

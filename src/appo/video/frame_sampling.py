@@ -8,6 +8,7 @@ Shape suffixes: T sampled frames, H height, W width, C = 3 colours (RGB).
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import statistics
 from bisect import bisect_left
@@ -97,6 +98,11 @@ class SampledVideo:
         }
 
 
+def merged_frames(video_processor: Any) -> int:
+    """How many sampled frames become one frame of the language model: 1 where a processor does not say."""
+    return getattr(video_processor, "temporal_patch_size", None) or 1
+
+
 def lm_frame_timestamps(video: SampledVideo, temporal_patch_size: int = 2) -> tuple[float, ...]:
     """Seconds of each frame of the language model: the mean of the sampled frames merged into it.
 
@@ -176,7 +182,7 @@ def choose_frames(
     """
     from transformers.video_utils import VideoMetadata
 
-    merged = getattr(video_processor, "temporal_patch_size", None) or 1
+    merged = merged_frames(video_processor)
     if total_frames < merged:
         problem = f"{source.clip} has {total_frames} frames, the model merges {merged} into one"
         raise TooFewFramesError(source.path, problem, "use a longer clip")
@@ -188,8 +194,13 @@ def choose_frames(
     bounds = {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
     for name, value in bounds.items():
         setattr(chooser, name, value)
-    metadata = VideoMetadata(total_num_frames=total_frames, fps=fps)
-    chosen = chooser.sample_frames(metadata=metadata, fps=sampling.fps, **bounds)
+    metadata = VideoMetadata(total_num_frames=total_frames, fps=fps, duration=total_frames / fps)
+    if "num_frames" in inspect.signature(chooser.sample_frames).parameters and not hasattr(video_processor, "max_frames"):
+        # Rules without bounds (InternVL, SmolVLM) are told a number of frames.
+        wanted = max(int(metadata.duration * sampling.fps), sampling.min_frames)
+        chosen = chooser.sample_frames(metadata=metadata, num_frames=min(wanted, sampling.max_frames, total_frames))
+    else:
+        chosen = chooser.sample_frames(metadata=metadata, fps=sampling.fps, **bounds)
     # Rounding makes the rule of Qwen2-VL add an index past the end at some lengths, e.g. 126 of 1165 frames.
     frame_indices = tuple(int(i) for i in chosen if int(i) < total_frames)
     if not 0 < len(frame_indices) <= sampling.max_frames:

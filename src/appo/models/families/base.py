@@ -1,6 +1,6 @@
 """What differs between model families: the class that each family derives from, one file a family (docs/families.md).
 
-Shape suffixes: B rows, L input positions, P prompt tokens, n tokens of responses.
+Shape suffixes: B rows, L input positions, P prompt tokens (padded), n tokens of responses.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from appo.models.frame_tokens import check_time_advances, frame_spans
+from appo.models.frame_tokens import check_time_advances, frame_spans, spans_of_runs
 from appo.models.prompt import Features, Prompt, joined_features, joined_vision
 from appo.types import FrameSpans
 
@@ -55,20 +56,32 @@ class Family:
         return sorted({getattr(self.config, name) for name in names if getattr(self.config, name, None) is not None})
 
     def token_types(self, ids: Tensor) -> Tensor:
-        """int64, modality of each token: 0 text, 1 image, 2 video."""
-        image, video = self.config.image_token_id, self.config.video_token_id
-        return torch.eq(ids, image).long() + 2 * torch.eq(ids, video).long()
+        """int64, modality of each token: 0 text, 1 image (or a frame that stands as one), 2 video."""
+        return torch.eq(ids, self.config.image_token_id).long() + 2 * torch.eq(ids, self._video_token_id).long()
+
+    @property
+    def _video_token_id(self) -> int:
+        """-1 where frames stand as images."""
+        return getattr(self.config, "video_token_id", -1)
 
     def spans(self, prompt: Prompt) -> FrameSpans:
         """Which input positions are which video frame. Source: paper step 1.
 
         Raises:
-            ValueError: the placeholders are not as many as the frames need.
+            ValueError: the placeholders are not as many as the frames need, or not known to be frames.
         """
+        ids_P = prompt.ids_1P[0]
+        if prompt.video_spans is not None:
+            return spans_of_runs(self.token_types(ids_P) > 0, prompt.video_spans)
+        if self._video_token_id < 0 and bool(self.token_types(ids_P).any()):
+            raise ValueError(
+                f"{self.config.model_type} has frames as pictures, and a processor's output does not say which are "
+                "which: encode the prompt with appo.rollout.generation.encode_prompt"
+            )
         return frame_spans(
-            prompt.ids_1P[0],
+            ids_P,
             prompt.video_grid_thw,
-            video_token_id=self.config.video_token_id,
+            video_token_id=self._video_token_id,
             merge_size=self.config.vision_config.spatial_merge_size,
         )
 
@@ -84,6 +97,10 @@ class Family:
     def positions_after(self, positions: Tensor, steps_n: Tensor) -> Tensor:
         """(.., n): those of tokens so many steps behind the prompt's last one, which must be text."""
         return positions[..., -1:] + steps_n
+
+    def generation_positions(self, mask_BP: Tensor) -> Tensor | None:
+        """int64 (B, P), those of prompts padded on the left; None where the model's forward heeds the padding itself."""
+        return (mask_BP.cumsum(-1) - 1).clamp(min=0)
 
     def check_time(self, prompt: Prompt) -> None:
         """Assert that the model will see the frames of a prompt at different times.
@@ -113,9 +130,16 @@ class Family:
         return tower
 
     @property
+    def vision_parameters(self) -> list[Parameter]:
+        """Those between pixels and the language model: the tower's, and of what follows it."""
+        inner = self.base.base_model
+        after = [getattr(inner, name, None) for name in ("multi_modal_projector", "connector")]
+        return [parameter for module in (self.tower, *filter(None, after)) for parameter in module.parameters()]
+
+    @property
     def trains_vision(self) -> bool:
-        """Whether the tower's parameters are trained, so that it runs anew in every forward pass."""
-        return any(parameter.requires_grad for parameter in self.tower.parameters())
+        """Whether they are trained, so that the tower runs anew in every forward pass."""
+        return any(parameter.requires_grad for parameter in self.vision_parameters)
 
     @property
     def reuses_vision(self) -> bool:
@@ -134,15 +158,15 @@ class Family:
 
     def image_features(self, prompt: Prompt) -> Features:
         """The tower's output for a prompt's images."""
-        inner = self.base.base_model
-        return Features.of(inner.get_image_features(prompt.pixel_values, prompt.image_grid_thw, return_dict=True))
+        return self._features("image", prompt.pixel_values, prompt.image_grid_thw)
 
     def video_features(self, prompt: Prompt) -> Features:
         """The tower's output for a prompt's videos."""
-        inner = self.base.base_model
-        return Features.of(
-            inner.get_video_features(prompt.pixel_values_videos, prompt.video_grid_thw, return_dict=True)
-        )
+        return self._features("video", prompt.pixel_values_videos, prompt.video_grid_thw)
+
+    def _features(self, kind: str, pixels: Any, grid: Tensor | None) -> Features:
+        grids = {} if grid is None else {f"{kind}_grid_thw": grid}
+        return Features.of(getattr(self.base.base_model, f"get_{kind}_features")(pixels, return_dict=True, **grids))
 
     def model_output(self, features: Features) -> Any:
         """Features as the model's forward takes them."""

@@ -50,6 +50,9 @@ class Qwen2VL(Family):
         )[0]
         return positions_31P
 
+    def generation_positions(self, mask_BP: Tensor) -> Tensor | None:
+        """None: the model's forward calls ``get_rope_index``, and remembers where each response goes on."""
+
     def run_on_blank_pixels(self) -> Tensor:
         """One pass of the tower on the smallest picture there is; a float scalar that depends on all its parameters."""
         vision, merged = self.config.vision_config, self.config.vision_config.spatial_merge_size

@@ -1,0 +1,86 @@
+"""A tiny model with random weights of each family, with its real processor's code over a tokenizer of bytes.
+
+A family is one line of `FAMILY_MODELS`. A frame of any video becomes 4 tokens, of 56 x 56 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from recipes.tiny_policy.processor import CHAT_TEMPLATE
+from transformers import (
+    GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.tiny import IDS, PATCH, SIDE, tiny_model
+
+# What the tokenizer calls the tokens that InternVL's processor asks it for.
+INTERNVL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+SMOLVLM_TOKENS = ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+
+
+def qwen_processor(processor: Any, video_processor: Any, **settings: Any) -> Any:
+    size = {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}
+    shared = {"size": size, "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+    images, videos = Qwen2VLImageProcessor(**shared), video_processor(**shared, **settings)
+    return processor(images, byte_tokenizer(), videos, chat_template=CHAT_TEMPLATE)
+
+
+def internvl_processor() -> Any:
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>\n")
+    template = template.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+    size = {"height": SIDE, "width": SIDE}
+    images, videos = GotOcr2ImageProcessor(size=size, max_patches=4), InternVLVideoProcessor(size=size)
+    tokenizer = byte_tokenizer(INTERNVL_TOKENS)
+    return InternVLProcessor(images, tokenizer, videos, image_seq_length=4, chat_template=template)
+
+
+def smolvlm_processor() -> Any:
+    sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    tokens = {f"own_{number}": token for number, token in enumerate(SMOLVLM_TOKENS)}
+    images, videos = SmolVLMImageProcessor(**sizes), SmolVLMVideoProcessor(**sizes)
+    # For prompts with videos the processor has a template of its own.
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    return SmolVLMProcessor(images, byte_tokenizer(tokens), videos, image_seq_len=4, chat_template=template)
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "qwen2_vl": lambda: qwen_processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
+    "qwen2_5_vl": lambda: qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
+    "qwen3_vl": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
+    "internvl": internvl_processor,
+    "smolvlm": smolvlm_processor,
+}
+
+
+def family_model(architecture: str) -> tuple[Any, Any]:
+    """The model in float32, and its processor."""
+    processor = PROCESSORS[architecture]()
+    tokenizer = processor.tokenizer
+    special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    ids = dict(zip(IDS, tokenizer.convert_tokens_to_ids(special), strict=True))
+    if architecture not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        ids["image_token_id"] = processor.image_token_id
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = tiny_model(architecture=architecture, ids=ids, text={"vocab_size": len(tokenizer), **ends})
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, **ends)
+    return model, processor
