@@ -34,10 +34,10 @@ def built(architecture: str) -> Any:
     return OTHERS[architecture]() if architecture in OTHERS else tiny_model(architecture=architecture)
 
 
-PARTS = dict.fromkeys(QWEN, {"visual"}) | {
+PARTS = {name: {"visual"} for name in QWEN} | {
     "internvl": {"vision_tower", "multi_modal_projector"},
     "smolvlm": {"vision_model", "connector"},
-    **dict.fromkeys(OTHERS, {"vision_tower", "multi_modal_projector"}),
+    **{name: {"vision_tower", "multi_modal_projector"} for name in OTHERS},
 }
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,16 @@ def begin(folder: Path, rows: Dataset, **settings: Any) -> APPOTrainer:
 
 
 def recorded(
-    folder: Path, rows: Dataset, *, rewards: Any = accuracy_reward, peft_config: Any = None, **settings: Any
+    folder: Path,
+    rows: Dataset,
+    *,
+    rewards: Any = accuracy_reward,
+    peft_config: Any = None,
+    build: Callable[[], Any] = build_policy,
+    **settings: Any,
 ) -> APPOTrainer:
-    """A trainer that writes into a run folder."""
-    model, processor = build_policy(0)
+    """A trainer that writes into a run folder; ``build`` makes the untrained model and its processor."""
+    model, processor = build()
     args = APPOConfig(output_dir=str(folder), **{**FAST, "max_steps": 6, **EVERY_STEP, **settings})
     trainer = APPOTrainer(model, rewards, args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
     Recorder(RunFolder.open(folder), trainer)

@@ -143,8 +143,8 @@ def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVi
         template_kwargs: passed to the chat template.
 
     Raises:
-        PromptError: a picture cannot be read, a text holds a placeholder, or the processor takes no pictures beside
-            videos.
+        PromptError: a picture cannot be read, a text holds a placeholder, or the processor cannot have these videos
+            and pictures in one prompt.
     """
     messages = clean_messages(messages)
     check_text(messages, placeholders(processor))
@@ -158,9 +158,8 @@ def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVi
             "do_sample_frames": False,
         }
     names = getattr(getattr(processor, "video_processor", None), "model_input_names", ())
-    if images and videos and "pixel_values" in names:
-        raise PromptError(f"{type(processor).__name__} loses pictures beside videos: ask about one of them")
     if vision and "video_grid_thw" not in names:
+        _check_mixture(processor, names, len(images), {len(video.frames_THWC) for video in videos})
         vision["return_text_replacement_offsets"] = True
     output = processor(text=[text], return_tensors="pt", add_special_tokens=False, **vision)
     prompt, replaced = Prompt.of(output), output.get("text_replacement_offsets")
@@ -168,6 +167,18 @@ def encode_prompt(processor: Any, messages: Messages, videos: Sequence[SampledVi
         return prompt
     frames = [-(-len(video.frames_THWC) // merged_frames(processor.video_processor)) for video in videos]
     return replace(prompt, video_spans=_video_spans(processor, prompt, replaced[0], frames))
+
+
+def _check_mixture(processor: Any, names: Sequence[str], images: int, lengths: set[int]) -> None:
+    """Refuse what processors without grids make nothing, or no tensor, of. Raises PromptError."""
+    name = type(processor).__name__
+    if images and lengths and "pixel_values" in names:
+        raise PromptError(f"{name} loses pictures beside videos: ask about one of them")
+    if len(lengths) > 1 and "pixel_values" not in names:
+        raise PromptError(
+            f"{name} takes videos of equally many frames only, not {sorted(lengths)}: set video_min_frames and "
+            "video_max_frames to one number"
+        )
 
 
 def _video_spans(

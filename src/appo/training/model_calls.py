@@ -33,7 +33,9 @@ class RowsModel:
         assert len(ids) == len(self._prompts) * self._responses, "TRL calls the model with all rows at once"
         prompts = [prompt.to(ids.device) for prompt in self._prompts for _ in range(self._responses)]
         vision = self._family.vision_inputs(prompts)
-        return self._model(**inputs, **vision, mm_token_type_ids=self._family.token_types(ids))
+        if any(prompt.types_1P is not None for prompt in prompts):
+            vision["mm_token_type_ids"] = self._family.token_types(ids)
+        return self._model(**inputs, **vision)
 
 
 @dataclass(frozen=True)

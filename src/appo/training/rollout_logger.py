@@ -14,6 +14,7 @@ from appo.reports.records import ResponseRecord, RolloutRecord
 from appo.reports.run_folder import RunFolder
 from appo.rollout.generation import Messages, VideoCache, has_video, video_sources
 from appo.types import Group, Sample, VideoError
+from appo.video.frame_sampling import merged_frames
 from appo.video.thumbnails import filmstrip
 
 if TYPE_CHECKING:

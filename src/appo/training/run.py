@@ -117,7 +117,7 @@ def set_pixels(processor: Any, script: TrainScript) -> None:
     """Have the processor scale frames and pictures as the settings say; it is saved with the policy, and does so there.
 
     Raises:
-        ValueError: the fewest pixels are more than the most.
+        ValueError: the fewest pixels are more than the most, or the processor has one size for all.
     """
     video, image = processor.video_processor, processor.image_processor
     _set_size(video, script.video_min_pixels, script.video_max_pixels, "video")
@@ -127,6 +127,8 @@ def set_pixels(processor: Any, script: TrainScript) -> None:
 def _set_size(processor: Any, least: int | None, most: int | None, name: str) -> None:
     if least is None and most is None:
         return
+    if "shortest_edge" not in processor.size or "longest_edge" not in processor.size:
+        raise ValueError(f"{type(processor).__name__} has one size: leave {name}_max_pixels and {name}_min_pixels out")
     least = processor.size["shortest_edge"] if least is None else least
     most = processor.size["longest_edge"] if most is None else most
     if least > most:

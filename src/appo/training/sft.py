@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from appo.models.families import family_of, unwrap
 from appo.models.prefix_packing import IGNORED
+from appo.models.prompt import PIXELS, blank
 from appo.models.vision_tower import freeze_vision_tower
 from appo.reports.run_folder import RunFolder
 from appo.rewards.templates import FORMATS
@@ -183,7 +184,8 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _check_vision(self, model: Any, inputs: dict[str, Any]) -> None:
-        sees = "pixel_values_videos" in inputs
+        pictures = {key: blank(inputs[key]) for key in PIXELS if key in inputs}
+        sees = bool(pictures)
         # Sharded models run forward together, so all processes check as soon as one has a video.
         self._checked_vision = any_process(sees)
         if not self._checked_vision:
@@ -193,8 +195,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        blank = {key: torch.zeros_like(inputs[key]) for key in ("pixel_values", "pixel_values_videos") if key in inputs}
-        assert_vision(model, log_probs, inputs, inputs | blank, sees)
+        assert_vision(model, log_probs, inputs, inputs | pictures, sees)
 
 
 def make_sft_trainer(

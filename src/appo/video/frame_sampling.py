@@ -195,9 +195,9 @@ def choose_frames(
     for name, value in bounds.items():
         setattr(chooser, name, value)
     metadata = VideoMetadata(total_num_frames=total_frames, fps=fps, duration=total_frames / fps)
-    if "num_frames" in inspect.signature(chooser.sample_frames).parameters and not hasattr(video_processor, "max_frames"):
-        # Rules without bounds (InternVL, SmolVLM) are told a number of frames.
-        wanted = max(int(metadata.duration * sampling.fps), sampling.min_frames)
+    takes_number = "num_frames" in inspect.signature(video_processor.sample_frames).parameters
+    if takes_number and not hasattr(video_processor, "max_frames"):  # a rule without bounds (InternVL, SmolVLM)
+        wanted = max(int(total_frames / fps * sampling.fps), sampling.min_frames)
         chosen = chooser.sample_frames(metadata=metadata, num_frames=min(wanted, sampling.max_frames, total_frames))
     else:
         chosen = chooser.sample_frames(metadata=metadata, fps=sampling.fps, **bounds)

@@ -99,7 +99,7 @@ class Family:
         return positions[..., -1:] + steps_n
 
     def generation_positions(self, mask_BP: Tensor) -> Tensor | None:
-        """int64 (B, P), those of prompts padded on the left; None where the model's forward heeds the padding itself."""
+        """int64 (B, P), of prompts padded on the left; None where the model's forward heeds the padding itself."""
         return (mask_BP.cumsum(-1) - 1).clamp(min=0)
 
     def check_time(self, prompt: Prompt) -> None:

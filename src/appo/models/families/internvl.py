@@ -1,4 +1,4 @@
-"""InternVL (3 and 3.5): frames stand as pictures, "Frame1: <img>...", at ordinary positions; one picture has one size."""
+"""InternVL 3 and 3.5: frames stand as pictures ("Frame1: <img>...") of one size, at ordinary positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmolVLM2: frames stand as pictures, "Frame from 00:05:<image>...", at ordinary positions; a prompt is its own batch."""
+"""SmolVLM2: frames stand as pictures ("Frame from 00:05:<image>..."), at ordinary positions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ class SmolVLM(Family):
     def image_features(self, prompt: Prompt) -> Features:
         """The tower's output for a prompt's pictures or frames; masked pixels are padding."""
         inner = self.base.base_model
-        return Features.of(
-            inner.get_image_features(prompt.pixel_values, prompt.pixel_attention_mask, return_dict=True)
-        )
+        return Features.of(inner.get_image_features(prompt.pixel_values, prompt.pixel_attention_mask, return_dict=True))
 
     def vision_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The images of all prompts as one list: (1, images, ..) instead of (videos, frames, ..), which may differ."""
