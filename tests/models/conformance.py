@@ -132,7 +132,6 @@ def check_capture_is_eager(
     """Attention of each response token to each frame, packed and as rows, = eager attention by plain loops."""
     use_pretrained_positions(eager)
     eager.load_state_dict(model.state_dict())
-    attending = family_of(model).attention_layers[-layers:]
     packed = score_group(model, prompt, responses, capture_layers=layers)
     rows = score_group(model, prompt, responses, capture_layers=layers, shared_prefix=False)
     for g, response in enumerate(responses):
@@ -142,7 +141,7 @@ def check_capture_is_eager(
         for n in range(len(response)):
             for f in range(expected_NF.shape[1]):
                 tokens = [at for at, frame in enumerate(frames) if frame == f]
-                mass = [attentions[layer][0, :, prompt.length - 1 + n, tokens].double().mean() for layer in attending]
+                mass = [layer[0, :, prompt.length - 1 + n, tokens].double().mean() for layer in attentions[-layers:]]
                 expected_NF[n, f] = sum(mass) / layers
         for scores in (packed, rows):
             assert scores.frame_attention_GNF is not None

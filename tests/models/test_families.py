@@ -22,6 +22,7 @@ from tests.support.tiny import (
     FRAMES_AS_PICTURES,
     IMAGE,
     QWEN,
+    TIMESTAMPED,
     VIDEO,
     PromptShape,
     frames_as_pictures,
@@ -54,7 +55,7 @@ def pretrained_rule(prompt: Prompt, architecture: str) -> list[list[int]]:
         for kind, grid in ((1, prompt.image_grid_thw), (2, prompt.video_grid_thw))
     }
     seconds = [1.0] * len(grids[2]) if prompt.second_per_grid_ts is None else prompt.second_per_grid_ts.tolist()
-    if architecture == "qwen3_vl":
+    if architecture in TIMESTAMPED:
         grids[2] = [(1, height, width) for frames, height, width in grids[2] for _ in range(frames)]
     columns: list[list[int]] = []
     at = 0
@@ -82,7 +83,7 @@ def test_conformance(architecture):
         )
         positions = [[[at] for at in range(prompt.length)] for prompt in prompts]
     else:
-        shapes = [replace(shape, timestamps=architecture == "qwen3_vl") for shape in SHAPES]
+        shapes = [replace(shape, timestamps=architecture in TIMESTAMPED) for shape in SHAPES]
         prompts = [random_prompt(shape, seed) for seed, shape in enumerate(shapes)]
         frames = [true_frames(shape, prompt) for shape, prompt in zip(shapes, prompts, strict=True)]
         positions = [pretrained_rule(prompt, architecture) for prompt in prompts]
@@ -149,7 +150,7 @@ def test_a_group_is_scored_from_a_processors_output_as_it_is(shared_prefix, padd
     st.lists(st.sampled_from([0.5, 1.0, 2.0, 2.5]), min_size=2, max_size=2),
 )
 def test_positions_are_those_of_pre_training(architecture, videos, images, text, seconds):
-    times, timestamps = tuple(seconds[: len(videos)]), architecture == "qwen3_vl"
+    times, timestamps = tuple(seconds[: len(videos)]), architecture in TIMESTAMPED
     prompt = random_prompt(PromptShape(tuple(videos), tuple(images), text, times, timestamps))
     expected = pretrained_rule(prompt, architecture)
     assert family_of(tiny_model(architecture=architecture)).positions(prompt)[:, 0].T.tolist() == expected
@@ -199,7 +200,7 @@ def test_padding_does_not_move_positions_and_copies_keep_the_rule():
 def test_a_policy_is_scored_where_it_was_sampled_however_long_the_video_is(architecture):
     """Greedy tokens are the likeliest of the scoring pass, though the video ends behind all of the text."""
     model = tiny_model(architecture=architecture, dtype=torch.float64)
-    shape = PromptShape(((24, 1, 1),), text=3, seconds=(2.0,), timestamps=architecture == "qwen3_vl")
+    shape = PromptShape(((24, 1, 1),), text=3, seconds=(2.0,), timestamps=architecture in TIMESTAMPED)
     prompt = in_double(random_prompt(shape))
     model.generation_config.eos_token_id = model.config.text_config.vocab_size - 1
     ((response,),) = respond(model, 0, [prompt], 1, max_new_tokens=6, do_sample=False)

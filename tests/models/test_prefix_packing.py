@@ -16,7 +16,15 @@ from transformers.masking_utils import flash_attention_mask
 from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import score_group
 from appo.models.prefix_packing import group_rows, pack_group
-from tests.support.tiny import ARCHITECTURES, PromptShape, in_double, random_prompt, random_responses, tiny_model
+from tests.support.tiny import (
+    ARCHITECTURES,
+    TIMESTAMPED,
+    PromptShape,
+    in_double,
+    random_prompt,
+    random_responses,
+    tiny_model,
+)
 
 shared_model = cache(tiny_model)
 video_sizes = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3))
@@ -26,6 +34,8 @@ prompt_shapes = st.builds(
     images=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=1).map(tuple),
     text=st.integers(1, 6),
 )
+# All layers attend, or half of them are linear attention.
+KINDS = {"qwen2_5_vl": PromptShape(), "qwen3_5": PromptShape(timestamps=True)}
 
 
 def score_both_ways(model, prompt, responses, *, rows_per_chunk=0, **kwargs):
@@ -76,7 +86,7 @@ def assert_equal_scores(packed, rows, tolerance):
     seed=st.integers(0, 1000),
 )
 def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temperature, chunk, seed):
-    shape = replace(shape, timestamps=architecture == "qwen3_vl")
+    shape = replace(shape, timestamps=architecture in TIMESTAMPED)
     dtype, tolerance = precision
     model = shared_model(architecture=architecture, heads=heads[0], kv_heads=heads[1], dtype=dtype)
     prompt, responses = random_prompt(shape, seed, architecture), random_responses(lengths, seed)
@@ -115,12 +125,12 @@ def test_an_empty_response_takes_no_position():
     torch.testing.assert_close(hidden[[0, 2]][without.layout.mask_GN], expected[without.layout.mask_GN])
 
 
+@pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant):
-    prompt, responses = random_prompt(PromptShape()), random_responses([3, 5])
-    prompt = in_double(prompt)
-    plain = score_both_ways(tiny_model(dtype=torch.float64), prompt, responses)[0]
-    model = tiny_model(dtype=torch.float64)
+def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant, architecture):
+    prompt, responses = in_double(random_prompt(KINDS[architecture])), random_responses([3, 5])
+    plain = score_both_ways(tiny_model(dtype=torch.float64, architecture=architecture), prompt, responses)[0]
+    model = tiny_model(dtype=torch.float64, architecture=architecture)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
@@ -128,9 +138,10 @@ def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant):
     assert_equal_scores(score_both_ways(model, prompt, responses)[0], plain, 1e-9)
 
 
-def test_bfloat16_autocast_packs_within_its_rounding():
-    prompt, responses = random_prompt(PromptShape()), random_responses([3, 5])
-    model = tiny_model()
+@pytest.mark.parametrize("architecture", KINDS)
+def test_bfloat16_autocast_packs_within_its_rounding(architecture):
+    prompt, responses = random_prompt(KINDS[architecture]), random_responses([3, 5])
+    model = tiny_model(architecture=architecture)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         packed = score_group(model, prompt, responses)
         rows = score_group(model, prompt, responses, shared_prefix=False)
@@ -198,20 +209,24 @@ def test_chunks_hold_less_for_the_backward_pass():
     assert saved[1] < 0.1 * saved[0]
 
 
+@pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_lora_adapters_train_alike(reentrant):
+def test_lora_adapters_train_alike(reentrant, architecture):
     """Packed and as rows, through PEFT's wrapper, with gradient checkpointing."""
     peft = pytest.importorskip("peft")
-    prompt, responses = in_double(random_prompt(PromptShape())), random_responses([3, 5])
-    config = peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=2, init_lora_weights=False)
+    prompt, responses = in_double(random_prompt(KINDS[architecture])), random_responses([3, 5])
+    linear = ["in_proj_qkv", "in_proj_a", "out_proj"] if architecture == "qwen3_5" else []
+    targets = ["q_proj", "v_proj", "down_proj", *linear]
+    config = peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
     torch.manual_seed(0)
-    model = peft.get_peft_model(tiny_model(dtype=torch.float64), config).double()
+    model = peft.get_peft_model(tiny_model(dtype=torch.float64, architecture=architecture), config).double()
     if not reentrant:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
         model.train()
     use_appo_attention(model.get_base_model())
     packed, rows = score_both_ways(model, prompt, responses)
+    assert all(any("lora" in name and target in name for name in packed[1]) for target in targets)
     assert all("lora" in name for name in packed[1])
     assert_equal_scores(packed, rows, 1e-9)
 
@@ -227,6 +242,17 @@ def test_an_attention_function_that_ignores_the_layout_is_noticed():
         use_appo_attention(model)
         model.model(**packed.inputs)
     packed.layout.assert_kept()
+
+
+def test_layers_of_linear_attention_that_ignore_the_layout_are_noticed():
+    model = tiny_model(architecture="qwen3_5")
+    packed = pack_group(model, random_prompt(KINDS["qwen3_5"]), random_responses([2, 3]))
+    del model.base_model.language_model.layers[2].linear_attn.forward
+    use_appo_attention(model)
+    with torch.no_grad():
+        model.model(**packed.inputs)
+    with pytest.raises(RuntimeError, match="ignores its layout"):
+        packed.layout.assert_kept()
 
 
 def test_layers_with_a_state_are_refused_with_the_way_out(monkeypatch):

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tests.support.byte_tokenizer import byte_tokenizer
-from tests.support.tiny import IDS, PATCH, SIDE, tiny_model
+from tests.support.tiny import IDS, PATCH, QWEN, SIDE, tiny_model
 
 # What the tokenizer calls the tokens that InternVL's processor asks it for.
 INTERNVL_TOKENS = {
@@ -67,6 +67,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_vl": lambda: qwen_processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
     "qwen2_5_vl": lambda: qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
     "qwen3_vl": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
+    "qwen3_5": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
     "internvl": internvl_processor,
     "smolvlm": smolvlm_processor,
 }
@@ -78,7 +79,7 @@ def family_model(architecture: str) -> tuple[Any, Any]:
     tokenizer = processor.tokenizer
     special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     ids = dict(zip(IDS, tokenizer.convert_tokens_to_ids(special), strict=True))
-    if architecture not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    if architecture not in QWEN:
         ids["image_token_id"] = processor.image_token_id
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = tiny_model(architecture=architecture, ids=ids, text={"vocab_size": len(tokenizer), **ends})

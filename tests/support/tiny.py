@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -15,6 +16,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
@@ -34,7 +37,9 @@ IDS = {
 PATCH = 14
 SIDE = 4 * PATCH  # pixels of a picture, where all have one size: 4 tokens
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# Those whose processors write a time as text before each frame.
+TIMESTAMPED = ("qwen3_vl", "qwen3_5")
+QWEN = ("qwen2_vl", "qwen2_5_vl", *TIMESTAMPED)
 FRAMES_AS_PICTURES = ("internvl", "smolvlm")
 ARCHITECTURES = (*QWEN, *FRAMES_AS_PICTURES)
 
@@ -57,13 +62,14 @@ def tiny_model(
         "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
         "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+        "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
         "internvl": (InternVLConfig, InternVLForConditionalGeneration),
         "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     }[architecture]
     head_dim = 8
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
     if architecture in QWEN:
-        rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if architecture == "qwen3_vl" else {})
+        rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if architecture in TIMESTAMPED else {})
     config = config_class(
         text_config={
             **({"internvl": {"model_type": "qwen3"}, "smolvlm": {"model_type": "llama"}}.get(architecture, {})),
@@ -77,6 +83,7 @@ def tiny_model(
             "rope_parameters": rope,
             "tie_word_embeddings": True,
             "initializer_range": 0.3,
+            **(_hybrid(layers) if architecture == "qwen3_5" else {}),
             **(text or {}),
         },
         vision_config=_vision_config(architecture, heads * head_dim),
@@ -86,21 +93,51 @@ def tiny_model(
     )
     model = model_class(config).eval().to(dtype)
     model.config.pad_token_id = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):  # how fast a state is forgotten: slowly enough that a prompt reaches its responses
+            torch.nn.init.uniform_(parameter, -4, -1)
     if dtype == torch.float64:
         norms_in_double(model)
     return model
 
 
+def _hybrid(layers: int) -> dict[str, Any]:
+    """Settings of a text model that has as many layers of linear attention as of full attention."""
+    return {
+        "num_hidden_layers": 2 * layers,
+        "layer_types": ["linear_attention", "full_attention"] * layers,
+        "head_dim": 16,
+        "partial_rotary_factor": 0.5,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+
+
+class _KeepDouble(TorchFunctionMode):
+    """Within ``with``, what is float64 is not cast to float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
 def norms_in_double(model: torch.nn.Module) -> None:
-    """transformers' RMSNorm rounds to float32 even in a float64 model; an oracle at 1e-9 needs it not to."""
+    """transformers' norms (and states) round to float32 even in a float64 model; not so here."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(_rms_norm, module)
+        if type(module).__name__.endswith(("RMSNorm", "RMSNormGated", "GatedDeltaNet")):
+            module.forward = partial(_in_double, module.forward)
 
 
-def _rms_norm(module: Any, x: Tensor) -> Tensor:
-    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return module.weight * x * scale
+def _in_double(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    with _KeepDouble():
+        return forward(*args, **kwargs)
 
 
 def _vision_config(architecture: str, out: int) -> dict[str, Any]:
@@ -114,7 +151,8 @@ def _vision_config(architecture: str, out: int) -> dict[str, Any]:
     wide = shared | {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": out}
     if architecture == "qwen2_5_vl":
         return wide | {"fullatt_block_indexes": [0], "window_size": 56, "tokens_per_second": 2}
-    return wide | {"depth": 2, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    deepstack = {"deepstack_visual_indexes": [0, 1]} if architecture == "qwen3_vl" else {}
+    return wide | {"depth": 2, "num_position_embeddings": 64} | deepstack
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from tests.support.clips import write_clip
 from tests.support.eval_runs import evaluate, scores
 from tests.support.family_models import PROCESSORS, family_model
 from tests.support.runs import logged, rows_of
+from tests.support.tiny import FRAMES_AS_PICTURES, QWEN
 from tests.training.resume_cases import begin, differences, go_on, killed_after
 
-FRAMES = {"qwen2_vl": 2, "qwen2_5_vl": 2, "qwen3_vl": 2, "internvl": 4, "smolvlm": 4}  # of 4 sampled ones
-LORA = {"smolvlm": LoraConfig(r=2, target_modules=LANGUAGE_LAYERS)}
+FRAMES = dict.fromkeys(QWEN, 2) | dict.fromkeys(FRAMES_AS_PICTURES, 4)  # of 4 sampled ones
+LORA = dict.fromkeys(("qwen3_5", "smolvlm"), LoraConfig(r=2, target_modules=LANGUAGE_LAYERS))
 
 
 @pytest.fixture(scope="module")

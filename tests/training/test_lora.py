@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from appo.training.lora import LANGUAGE_LAYERS, AdapterSettings, adapter_config,
 from appo.video.reader import read_video
 from appo.world import load_policy, policy_path
 from appo.world.policy import SAMPLING
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
 SMALL = ["--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.1", "--learning_rate", "1e-2"]
@@ -69,6 +71,14 @@ def test_settings_have_the_names_and_meanings_of_trls_scripts():
     assert adapter_config(AdapterSettings(use_peft=True)).target_modules == LANGUAGE_LAYERS
     assert adapter_config(AdapterSettings()) is None
     assert loading_settings(AdapterSettings()) == {}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_linear_layers_of_the_language_model_are_adapted_and_no_other(architecture):
+    model = tiny_model(architecture=architecture)
+    decoder = {id(module) for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)}
+    named = {id(module) for name, module in model.named_modules() if re.fullmatch(LANGUAGE_LAYERS, name)}
+    assert named == decoder
 
 
 def test_settings_without_effect_or_library_are_refused(monkeypatch, capsys):

@@ -72,11 +72,12 @@ class PrefixLayout:
     prefix: int  # S, positions every segment sees
     index_GN: Tensor  # int64 (G, N), packed position of each segment's tokens (any valid position where padded)
     mask_GN: Tensor  # bool (G, N), True on real segment tokens
+    decoder_layers: int  # of the model, all of which must attend by this layout
     layers: set[int] = field(default_factory=set)
 
     def assert_kept(self) -> None:
         """Raise RuntimeError if the forward pass this layout was given to did not go through :func:`appo_attention`."""
-        if not self.layers:
+        if len(self.layers) < self.decoder_layers:
             raise RuntimeError(
                 "a packed group went through an attention function that ignores its layout: run the model inside "
                 "`appo_attention(model)`, or call `use_appo_attention(model)` once"

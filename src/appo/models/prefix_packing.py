@@ -58,7 +58,7 @@ def pack_group(model: Any, prompt: Prompt, responses: Sequence[Tensor]) -> Packe
     N = max(lengths)
     mask_GN = torch.arange(N, device=device) < torch.tensor(lengths, device=device)[:, None]
     index_GN = S + (mask_GN.flatten().cumsum(0) - 1).clamp(min=0).view(mask_GN.shape)
-    layout = PrefixLayout(prefix=S, index_GN=index_GN, mask_GN=mask_GN)
+    layout = PrefixLayout(S, index_GN, mask_GN, family.config.get_text_config().num_hidden_layers)
     packed_1T = torch.cat([ids_1P[0, :-1], *segments])[None]
     inputs = {
         "input_ids": packed_1T,

@@ -298,7 +298,8 @@ def respond(
     with torch.no_grad():
         family.start_generation()
         cache = _prefill(model, batch, family.vision_inputs(prompts))
-        cache.batch_repeat_interleave(responses)
+        # Not `batch_repeat_interleave`, which layers of linear attention lack.
+        cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(responses))
         family.repeat_generation(responses)
         sequences = model.generate(
             input_ids=ids_BP.repeat_interleave(responses, dim=0),
