@@ -1,29 +1,42 @@
-"""One attention function for the text model: frame attention out of fused kernels, and one prefix shared by a group.
+"""One attention function for the text model: frame attention out of any kernel, and one prefix shared by a group.
 
-The model runs its own kernel (SDPA, flash attention) unchanged; beside it, in the last layers only and only for the
-queries that emit response tokens, the post-softmax attention is recomputed in chunks and reduced at once to frames.
-With a :class:`PrefixLayout`, a group packed behind one prompt is attended as if each response stood alone behind it;
-a layer's sliding window then counts the positions of that row, not those of the packed one.
+The model runs its own kernel (SDPA, flash attention, eager, flex) unchanged; beside it, in the last layers only and
+only for the queries that emit response tokens, attention is reduced at once to frames. With a :class:`PrefixLayout`, a
+group packed behind one prompt is attended as if each response stood alone behind it (`prefix_attention`); a layer's
+sliding window then counts the positions of that row, not those of the packed one.
 
 Shape suffixes: B rows, A attention heads, K key/value heads, L input positions, N response tokens, C queries of one
-chunk, D head size, F frames; packed: G segments, S positions of the shared prefix, T = S + all segments.
+chunk, D head size, F frames, f as many of them as D; packed: G segments, S positions of the shared prefix, n tokens of
+all segments, T = S + n.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.models.families import family_of
 from appo.models.frame_tokens import frame_pool
+from appo.models.prefix_attention import (
+    PrefixLayout,
+    additive,
+    causal,
+    copied_prefix_attention,
+    merged_attention,
+    merges,
+    segment_attention,
+)
 
 # Attention probabilities held at once while capturing, in elements (float32): 16M is 64 MB.
 CAPTURE_BUDGET = 16 * 2**20
@@ -44,6 +57,10 @@ class FrameCapture:
     query_chunk: int | None = None
     captured: dict[int, Tensor] = field(default_factory=dict)
 
+    def lacks(self, layer: int) -> bool:
+        """Whether a layer is to be captured and has not been."""
+        return layer in self.layers and layer not in self.captured
+
     @property
     def attention_BNF(self) -> Tensor:
         """float32 (B, N, F): attention averaged over frame tokens, heads and the captured layers (paper step 1).
@@ -60,42 +77,6 @@ class FrameCapture:
         return torch.stack([self.captured[layer] for layer in sorted(self.captured)]).mean(dim=0)
 
 
-@dataclass(frozen=True)
-class PrefixLayout:
-    """Where the parts of a packed group lie: [shared prefix | segment 1 | .. | segment G]. A forward argument too.
-
-    Attributes:
-        layers: decoder layers that have attended by this layout. An attention function that does not know it would
-            ignore it and let responses see each other, so check after the forward pass (:meth:`assert_kept`).
-    """
-
-    prefix: int  # S, positions every segment sees
-    index_GN: Tensor  # int64 (G, N), packed position of each segment's tokens (any valid position where padded)
-    mask_GN: Tensor  # bool (G, N), True on real segment tokens
-    decoder_layers: int  # of the model, all of which must attend by this layout
-    layers: set[int] = field(default_factory=set)
-
-    def assert_kept(self) -> None:
-        """Raise RuntimeError if the forward pass this layout was given to did not go through :func:`appo_attention`."""
-        if len(self.layers) < self.decoder_layers:
-            raise RuntimeError(
-                "a packed group went through an attention function that ignores its layout: run the model inside "
-                "`appo_attention(model)`, or call `use_appo_attention(model)` once"
-            )
-
-    def visible_11NL(self, window: int | None) -> Tensor:
-        """bool (1, 1, N, S + N): a segment's query sees the prefix and its own segment, as if they were a row."""
-        length = self.prefix + self.mask_GN.shape[1]
-        query_N = torch.arange(self.prefix, length, device=self.mask_GN.device)
-        return _causal(query_N, length, window)[None, None]
-
-
-def _causal(query_C: Tensor, keys: int, window: int | None) -> Tensor:
-    """bool (.., C, keys): queries at these positions of a row see what precedes, at most `window` keys; None: all."""
-    distance = query_C[..., None] - torch.arange(keys, device=query_C.device)
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-
-
 @contextmanager
 def appo_attention(model: PreTrainedModel) -> Iterator[None]:
     """Run the text model's attention through this module; on leaving, the model is as it was.
@@ -103,7 +84,7 @@ def appo_attention(model: PreTrainedModel) -> Iterator[None]:
     Without ``frame_capture`` or ``prefix_layout`` among the forward's arguments nothing changes but the name.
 
     Raises:
-        ValueError: the text model runs on a kernel that cannot be wrapped (eager, flex).
+        ValueError: the text model runs on a kernel whose mask transformers does not know.
     """
     text_config = model.config.get_text_config()
     base = text_config._attn_implementation
@@ -119,7 +100,7 @@ def use_appo_attention(model: PreTrainedModel) -> None:
     """The same for good: a backward pass with gradient checkpointing calls the attention again, outside any context.
 
     Raises:
-        ValueError: the text model runs on a kernel that cannot be wrapped (eager, flex).
+        ValueError: the text model runs on a kernel whose mask transformers does not know.
     """
     text_config = model.config.get_text_config()
     text_config._attn_implementation_internal = _register(text_config._attn_implementation)
@@ -140,7 +121,7 @@ def capture_frame_attention(
     Inside, run ``model(**inputs, frame_capture=capture)``. Logits are those of the model's own kernel, bit for bit.
 
     Args:
-        model: a video language model of a known family, whose text model runs on SDPA or flash attention.
+        model: a video language model of a known family.
         frame_BL: int64 (B, L), frame of each input position, -1 where none.
         query_BN: int64 (B, N), input position that emits each response token.
         frames: F.
@@ -149,7 +130,7 @@ def capture_frame_attention(
 
     Raises:
         ValueError: ``layers`` is not in 1..number of such layers, the model has no family, or the text model runs on
-            a kernel that hides its keys (eager, flex).
+            a kernel whose mask transformers does not know.
     """
     capture = FrameCapture(
         query_BN=query_BN,
@@ -168,94 +149,135 @@ def _register(base: str) -> str:
     """
     if base.startswith("appo_"):
         return base
-    if base not in ALL_ATTENTION_FUNCTIONS.valid_keys() or base not in ALL_MASK_ATTENTION_FUNCTIONS or "flex" in base:
+    if base not in ALL_MASK_ATTENTION_FUNCTIONS or (base != "eager" and base not in ALL_ATTENTION_FUNCTIONS):
         raise ValueError(
-            f'frame attention cannot be captured on the attention implementation "{base}": '
-            'load the model with attn_implementation="sdpa" (or "flash_attention_2")'
+            f'frame attention cannot be captured on the attention implementation "{base}", whose mask transformers '
+            'does not know: load the model with attn_implementation="sdpa" (or "flash_attention_2")'
         )
     name = f"appo_{base}"
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionInterface.register(name, _wrapped(ALL_ATTENTION_FUNCTIONS[base], end_aligned="flash" in base))
+        AttentionInterface.register(name, _wrapped(base))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
 
 
-def _wrapped(kernel: Callable[..., Any], *, end_aligned: bool) -> Callable[..., Any]:
-    """Wrap an attention function of transformers: run it as it is; capture, or share a prefix, when asked.
-
-    ``end_aligned``: with fewer queries than keys, the kernel's own causal mask lets the last query see the last key (as
-    flash attention's does), so it needs no mask for a segment behind a prefix.
-    """
+def _wrapped(base: str) -> Callable[..., Any]:
+    """Wrap an attention function of transformers: run it as it is; capture, or share a prefix, when asked."""
 
     def attention(
         module: nn.Module,
         query_BALD: Tensor,
         key_BKLD: Tensor,
         value_BKLD: Tensor,
-        attention_mask: Tensor | None,
-        *args: Any,
+        attention_mask: Any,
         frame_capture: FrameCapture | None = None,
         prefix_layout: PrefixLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        if prefix_layout is not None:
-            qkv = (query_BALD, key_BKLD, value_BKLD)
-            masks = (None, None) if end_aligned else _masks(prefix_layout, kwargs.get("sliding_window"))
-            return _shared_prefix(kernel, module, qkv, masks, prefix_layout, frame_capture, *args, **kwargs)
-        _capture(module, query_BALD, key_BKLD, attention_mask, frame_capture, kwargs)
-        return kernel(module, query_BALD, key_BKLD, value_BKLD, attention_mask, *args, **kwargs)
+        qkv, layer = (query_BALD, key_BKLD, value_BKLD), module.layer_idx
+        kernel = partial(_kernel(base, module), module, **kwargs)
+        scaling, window = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5, kwargs.get("sliding_window")
+        # Once: gradient checkpointing comes by a second time.
+        capture = frame_capture if frame_capture is not None and frame_capture.lacks(layer) else None
+        if prefix_layout is None:
+            if capture is not None:
+                capture.captured[layer] = _rows_capture(kernel, qkv, attention_mask, scaling, window, capture)
+            return kernel(*qkv, attention_mask)
+        prefix_layout.layers.add(layer)
+        if base == "sdpa" and merges(qkv, prefix_layout, kwargs):
+            if capture is not None:
+                capture.captured[layer] = _merged_capture(qkv, prefix_layout, scaling, capture)
+            return merged_attention(qkv, prefix_layout, scaling), None
+        if capture is not None:
+            capture.captured[layer] = _copied_capture(qkv, prefix_layout, scaling, window, capture)
+        # Flash attention's own mask, with fewer queries than keys, lets the last query see the last key: it needs none.
+        masks = (None, None) if "flash" in base else prefix_layout.masks(window, _additive_dtype(base, query_BALD))
+        return copied_prefix_attention(kernel, qkv, prefix_layout, masks), None
 
     return attention
 
 
-def _masks(layout: PrefixLayout, window: int | None) -> tuple[Tensor | None, Tensor]:
-    """Of the prefix, (1, 1, S, S) or None where causal attention is right already; of the segments."""
-    prefix_S, prefix_11SS = torch.arange(layout.prefix, device=layout.mask_GN.device), None
-    if window is not None and window < layout.prefix:
-        prefix_11SS = _causal(prefix_S, layout.prefix, window)[None, None]
-    return prefix_11SS, layout.visible_11NL(window)
+def _kernel(base: str, module: nn.Module) -> Callable[..., Any]:
+    """The attention function that a layer would run; each of transformers' modelling files has an eager one."""
+    if base != "eager":
+        return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
+    files = [sys.modules[cls.__module__] for cls in type(module).__mro__]
+    return next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))
 
 
-def _shared_prefix(
+def _additive_dtype(base: str, query: Tensor) -> torch.dtype | None:
+    """Of the mask of kernels that add it; the others take a boolean one."""
+    return query.dtype if base == "eager" or "flex" in base else None
+
+
+# -- the capture ---------------------------------------------------------------------------------------------------
+#
+# Two ways (`benchmarks/capture_cost.py`). One-hot: the kernel attends once more with V := one-hot(frame), so that its
+# output is the attention to each frame. Scores: softmax of Q K^T in float32, for the response's queries alone.
+
+
+@torch.no_grad()
+def _rows_capture(
     kernel: Callable[..., Any],
-    module: nn.Module,
     qkv: tuple[Tensor, Tensor, Tensor],
-    masks: tuple[Tensor | None, Tensor | None],
+    attention_mask: Any,
+    scaling: float,
+    window: int | None,
+    capture: FrameCapture,
+) -> Tensor:
+    """(B, N, F) of ordinary rows: from scores, or one-hot where the kernel hides what it masks (flex's block mask)."""
+    query_BALD, key_BKLD, _ = qkv
+    if attention_mask is None or isinstance(attention_mask, Tensor):
+        return _frame_attention(query_BALD, key_BKLD, attention_mask, scaling, window, capture)
+
+    def attend(values_BLD: Tensor) -> Tensor:
+        return kernel(query_BALD, key_BKLD, values_BLD[:, None].expand_as(key_BKLD), attention_mask)[0]  # type: ignore[no-any-return]
+
+    return _at(_one_hot_attention(attend, capture.pool_BLF, key_BKLD), capture.query_BN)
+
+
+@torch.no_grad()
+def _merged_capture(
+    qkv: tuple[Tensor, Tensor, Tensor], layout: PrefixLayout, scaling: float, capture: FrameCapture
+) -> Tensor:
+    """(G, N, F) of a packed group, one-hot: frames are in the prefix, so all segments have the same values."""
+    query, key, _ = qkv
+    pool_1TF = functional.pad(capture.pool_BLF[:1, : layout.prefix], (0, 0, 0, key.shape[2] - layout.prefix))
+
+    def attend(values_1TD: Tensor) -> Tensor:
+        return segment_attention((query, key, values_1TD[:, None].expand_as(key)), layout, scaling)[0].transpose(1, 2)
+
+    mass_1nF = _one_hot_attention(attend, pool_1TF, key)
+    return _at(mass_1nF[0][layout.index_GN - layout.prefix], capture.query_BN)
+
+
+@torch.no_grad()
+def _copied_capture(
+    qkv: tuple[Tensor, Tensor, Tensor],
     layout: PrefixLayout,
-    capture: FrameCapture | None,
-    *args: Any,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of a packed group (batch 1): the prefix causally; each segment over the prefix and itself."""
-    S, G = layout.prefix, layout.mask_GN.shape[0]
-    prefix_11SS, mask_11NL = masks
-    layout.layers.add(module.layer_idx)  # type: ignore[arg-type]
-    query_1ASD, key_1KSD, value_1KSD = (x[:, :, :S] for x in qkv)
-    prefix_1SAD, _ = kernel(module, query_1ASD, key_1KSD, value_1KSD, prefix_11SS, *args, **kwargs)
-    query_GAND, own_key, own_value = (x[0][:, layout.index_GN].transpose(0, 1) for x in qkv)
-    key_GKLD = torch.cat([key_1KSD.expand(G, -1, -1, -1), own_key], dim=2)
-    value_GKLD = torch.cat([value_1KSD.expand(G, -1, -1, -1), own_value], dim=2)
-    _capture(module, query_GAND, key_GKLD, layout.visible_11NL(kwargs.get("sliding_window")), capture, kwargs)
-    segments_GNAD, _ = kernel(module, query_GAND, key_GKLD, value_GKLD, mask_11NL, *args, **kwargs)
-    # Row-major order of the real tokens is the order in which the segments are packed.
-    return torch.cat([prefix_1SAD, segments_GNAD[layout.mask_GN][None]], dim=1), None
+    scaling: float,
+    window: int | None,
+    capture: FrameCapture,
+) -> Tensor:
+    """(G, N, F) of a packed group from scores, for all other kernels: segments behind copies of the prefix's keys."""
+    query_GAND, key_GKLD = layout.segments(qkv[0]), layout.rows(qkv[1])
+    return _frame_attention(query_GAND, key_GKLD, layout.visible_11NL(window), scaling, window, capture)
 
 
-def _capture(
-    module: nn.Module,
-    query_BALD: Tensor,
-    key_BKLD: Tensor,
-    attention_mask: Tensor | None,
-    capture: FrameCapture | None,
-    kwargs: dict[str, Any],
-) -> None:
-    """Fill the capture with this layer, once: gradient checkpointing comes by a second time."""
-    layer: Any = module.layer_idx
-    if capture is None or layer not in capture.layers or layer in capture.captured:
-        return
-    scaling, window = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5, kwargs.get("sliding_window")
-    with torch.no_grad():
-        capture.captured[layer] = _frame_attention(query_BALD, key_BKLD, attention_mask, scaling, window, capture)
+def _one_hot_attention(attend: Callable[[Tensor], Tensor], pool_BLF: Tensor, key: Tensor) -> Tensor:
+    """float32 (B, Q, F), averaged over heads: ``attend`` makes (B, Q, A, D) of values (B, L, D), as wide as keys."""
+    parts, D, precision = [], key.shape[-1], torch.promote_types(key.dtype, torch.float32)
+    for pool_BLf in pool_BLF.split(D, dim=-1):
+        # Ones are exact in half precision, 1 / tokens of a frame need not be.
+        values_BLD = functional.pad((pool_BLf > 0).to(key.dtype), (0, D - pool_BLf.shape[-1]))
+        mass_BQD = attend(values_BLD).mean(dim=2, dtype=precision)
+        parts.append(mass_BQD[..., : pool_BLf.shape[-1]] * pool_BLf.amax(dim=1, keepdim=True))
+    return torch.cat(parts, dim=-1)
+
+
+def _at(mass_BQF: Tensor, query_BN: Tensor) -> Tensor:
+    """(B, N, F): the chosen queries."""
+    return mass_BQF.gather(1, query_BN[..., None].expand(-1, -1, mass_BQF.shape[-1]))
 
 
 def _frame_attention(
@@ -297,7 +319,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int, window: int | None = None) -> Tensor:
-    """float32 (B, 1, C, L) additive bias: 0 where the query may see the key, -inf (or the mask's value) elsewhere.
+    """(B, 1, C, L) additive bias, float32 at least: 0 where the query may see the key, else -inf or the mask's value.
 
     Understands every mask form transformers passes to attention functions: None (causal), (B, L) padding masks of
     flash attention, (B, 1, L, L) boolean (True = visible) and additive float masks. The last two hold the layer's
@@ -306,12 +328,8 @@ def _visible_keys(attention_mask: Tensor | None, query_BC: Tensor, keys: int, wi
     if attention_mask is not None and attention_mask.ndim == 4:
         rows = attention_mask.expand(query_BC.shape[0], -1, -1, -1)[:, :1, :, :keys]
         chosen = rows.gather(2, query_BC[:, None, :, None].expand(-1, 1, -1, keys))
-        if chosen.dtype != torch.bool:
-            return chosen.float()
-        visible = chosen
-    else:
-        visible = _causal(query_BC, keys, window)[:, None]
-        if attention_mask is not None:
-            visible = visible & attention_mask[:, None, None, :keys].bool()
-    bias = torch.zeros(visible.shape, device=query_BC.device)
-    return bias.masked_fill_(~visible, float("-inf"))
+        return additive(chosen) if chosen.dtype == torch.bool else full_precision(chosen)
+    visible = causal(query_BC, keys, window)[:, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, :keys].bool()
+    return additive(visible)

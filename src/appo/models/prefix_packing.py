@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from appo.models.families import Family, family_of
-from appo.models.frame_attention import PrefixLayout
+from appo.models.prefix_attention import PrefixLayout
 from appo.models.prompt import Prompt
 
 IGNORED = -100
