@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from appo.video.frame_sampling import (
     CorruptVideoError,
@@ -100,6 +101,7 @@ def decode(file: str, wanted: Sequence[int], timeline: Timeline) -> tuple[npt.ND
     last = offset + max(wanted)
     indices, decoded = set(wanted), 0
     frames: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
+    reformatter = VideoReformatter()  # one of the file: setting one up costs more than converting a small frame
     with _open(file) as (container, stream):
         # Not AUTO: threads over frames return a frame before its damage is known.
         stream.thread_type = "SLICE"
@@ -111,7 +113,7 @@ def decode(file: str, wanted: Sequence[int], timeline: Timeline) -> tuple[npt.ND
                 time = timeline.times[number - offset]
                 if frame.pts is not None:
                     time = float((frame.pts - timeline.origin) * frame.time_base)
-                frames[number - offset] = _upright_rgb(frame, stream), time - timeline.times[0]
+                frames[number - offset] = _upright_rgb(frame, stream, reformatter), time - timeline.times[0]
             if number == last:
                 break
     if decoded <= last:
@@ -120,9 +122,9 @@ def decode(file: str, wanted: Sequence[int], timeline: Timeline) -> tuple[npt.ND
     return frames_THWC, tuple(frames[i][1] for i in wanted)
 
 
-def _upright_rgb(frame: Any, stream: Any) -> npt.NDArray[np.uint8]:
+def _upright_rgb(frame: Any, stream: Any, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
     """One decoded frame as uint8 (H, W, 3), all of one size and upright."""
-    rgb_HWC = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
+    rgb_HWC = reformatter.reformat(frame, stream.width, stream.height, "rgb24").to_ndarray()
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(rgb_HWC, quarter_turns))
 
