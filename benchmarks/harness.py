@@ -146,18 +146,20 @@ def peak_memory(call: Callable[[], Any], device: str) -> int:
         call()
         synchronize(device)
         return torch.cuda.max_memory_allocated() - before
-    before = _reset_high_water_mark()
+    before = reset_high_water_mark()
     call()
-    return max(_high_water_mark() - before, 0)
+    return max(high_water_mark() - before, 0)
 
 
-def _reset_high_water_mark() -> int:
+def reset_high_water_mark() -> int:
+    """Bytes of resident memory now, from which :func:`high_water_mark` counts on; where it can be reset."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _high_water_mark()
+    return high_water_mark()
 
 
-def _high_water_mark() -> int:
+def high_water_mark() -> int:
+    """The most bytes of resident memory so far."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -179,11 +181,16 @@ def free_memory(device: str) -> int:
     """Bytes that a measurement may use: 60 % of what is free on a CPU, which others use too, 90 % on a device."""
     if device.startswith("cuda"):
         return int(0.9 * torch.cuda.mem_get_info()[0])
+    return int(0.6 * available_memory())
+
+
+def available_memory() -> int:
+    """Bytes of main memory that the system could give now; 13 GiB where it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(0.6 * next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return 8 * 2**30
+        return 13 * 2**30
 
 
 # --- what was measured where -----------------------------------------------------------------------------------------
