@@ -37,12 +37,12 @@ class TimedInBoth(harness.Timed):
 
     def measure(self, device: str) -> None:
         """Call once more."""
-        before = _other()
+        before = decoder_seconds()
         super().measure(device)
-        self.processor_seconds[-1] += _other() - before
+        self.processor_seconds[-1] += decoder_seconds() - before
 
 
-def _other() -> float:
+def decoder_seconds() -> float:
     """Seconds that the other process has had of the processor."""
     user, system, *_ = Decoder(LIMIT)(resource.getrusage, resource.RUSAGE_SELF)  # type: ignore[arg-type]
     return float(user + system)

@@ -202,7 +202,7 @@ def provenance(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "benchmark": args.script,
         "command": shlex.join(["python", f"benchmarks/{args.script}.py", *_without_output(argv)]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "versions": {name: _version(name) for name in ("python", "appo", "torch", "transformers", "trl")},
+        "versions": {name: version(name) for name in ("python", "appo", "torch", "transformers", "trl")},
         "git_commit": _commit(),
         "machine": _machine(args),
     }
@@ -218,7 +218,8 @@ def _without_output(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of a package; None where it is not installed."""
     if name == "python":
         return platform.python_version()
     try:

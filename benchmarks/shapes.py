@@ -7,20 +7,26 @@ Shape suffixes: G responses, P prompt tokens, N response tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import init_empty_weights
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from appo.experiments.plan.architecture import PUBLISHED, Architecture
 from appo.models.checkpointing_names import quiet
 from appo.models.families import use_pretrained_positions
 from appo.models.prompt import Prompt
+from appo.training.lora import LANGUAGE_LAYERS
 
 TOKENS_PER_FRAME = 64  # 8 x 8 merged patches: the paper's 64 * 28 * 28 pixels
 TEXT_TOKENS = 64
+RANK, ALPHA = 64, 128  # of the adapters: recipes/seed-bench-r1-3b-lora.yaml
+TILE = 4_194_319  # random numbers that fill all matrices, over and over; a prime, so that no two rows are alike
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,55 @@ def build_model(name: str, device: str, dtype: torch.dtype, *, checkpointing: bo
             model: Any = Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(default)
-    model.generation_config.pad_token_id = 0
     model.model.visual.requires_grad_(False)
+    return _ready_to_train(model, checkpointing=checkpointing)
+
+
+def _ready_to_train(model: Any, *, checkpointing: bool) -> Any:
+    model.generation_config.pad_token_id = 0
     model.train()
     if checkpointing:
         with quiet():  # transformers before 5.23 knows this name only
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return use_pretrained_positions(model)
+
+
+def skeleton(name: str) -> Any:
+    """The model without memory for its parameters."""
+    config = config_of(SHAPES[name])
+    config._attn_implementation = "sdpa"
+    with init_empty_weights(include_buffers=False):
+        model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    model.tie_weights()
+    return model
+
+
+def build_adapted(name: str, seed: int) -> Any:
+    """A random model with adapters on its language model, checkpointing on; 15 GB are filled in seconds."""
+    model = skeleton(name)
+    tile = 0.02 * torch.randn(TILE, generator=torch.Generator().manual_seed(seed))
+    for path, parameter in list(model.named_parameters()):
+        module, leaf = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+        setattr(module, leaf, nn.Parameter(filled(parameter.shape, leaf, tile), requires_grad=False))
+    model.tie_weights()
+    torch.manual_seed(seed)
+    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LANGUAGE_LAYERS, task_type="CAUSAL_LM")
+    inject_adapter_in_model(adapters, model)
+    for path, parameter in model.named_parameters():
+        if "lora_B" in path:  # zero at first, which would leave the other matrix without a gradient
+            nn.init.normal_(parameter, std=0.01)
+    return _ready_to_train(model, checkpointing=True)
+
+
+def filled(shape: torch.Size, leaf: str, tile: Tensor) -> Tensor:
+    """Norms are 1, biases 0, matrices the tile repeated."""
+    if len(shape) == 1:
+        return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
+    values = torch.empty(math.prod(shape))
+    for part in values.split(len(tile)):
+        part.copy_(tile[: len(part)])
+    return values.view(shape)
 
 
 def prompt_of(model: Any, tokens: int, device: str, seed: int = 0) -> Prompt:

@@ -1,15 +1,17 @@
-"""What a whole optimiser step costs, part by part: APPO ours, ordinary rows that see, and stock TRL that does not.
+"""What a whole optimiser step costs, part by part: APPO, GRPO as rows with the video, and stock TRL without it.
 
     python benchmarks/step_cost.py                        # the demo's tiny policy on generated clips, minutes on a CPU
     python benchmarks/step_cost.py --model untrained      # the same build with random weights
+    python benchmarks/step_cost.py --model cpu --prompt-tokens 2112 --tokens 64 --prompts 1 --steps 1 --repeats 1
     python benchmarks/step_cost.py --device cuda --model qwen2.5-vl-3b --frame-tokens 64 --tokens 384
 
 Every way answers the same prompts about the same mp4 files with the same number of tokens:
 
 appo       APPOTrainer, method appo: attention captured, token weights, groups packed behind one prompt
 grpo       APPOTrainer, method grpo: the same without scoring and weights
-rows       APPOTrainer, method grpo, shared_prefix false: the least a GRPO trainer that sees the video must do
-stock      TRL's GRPOTrainer: generates from the video, but its loss leaves the video out (blind, so too cheap)
+rows       APPOTrainer, method grpo, shared_prefix false: decoding, vision tower and prefill once a group, then rows
+carried    TRL's GRPOTrainer with the pixels added to its loss: what its users would run, all of it once a row
+stock      TRL's GRPOTrainer: generates from the video, but its loss leaves the video out, so it is too cheap
 
 On a CPU parts are seconds of the processor's clock, which other processes do not disturb; on a GPU the wall's.
 Rewards are fixed (every second response wins), so that every group is mixed; dynamic sampling is off in all of them.
@@ -33,8 +35,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from decoder_cost import decoder_seconds
+from frame_cache import write_clip
 from recipes.tiny_policy.build import build_policy
-from shapes import SHAPES, config_of
+from shapes import SHAPES, TEXT_TOKENS, TOKENS_PER_FRAME, config_of
 from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from transformers.utils import is_torchcodec_available
 from transformers.video_utils import load_video
@@ -42,11 +46,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from appo import APPOConfig, APPOTrainer
 from appo.models.families import family_of, use_pretrained_positions
+from appo.models.prompt import Prompt
 from appo.rewards.templates import build_messages
 from appo.rollout.timers import Stopwatch
+from appo.training.trl_batch import RowsModel
 from appo.world import generate, load_policy
 
-WAYS = ("appo", "grpo", "rows", "stock")
+WAYS = ("appo", "grpo", "rows", "carried", "stock")
 OURS: dict[str, dict[str, Any]] = {
     "appo": {"method": "appo"},
     "grpo": {"method": "grpo"},
@@ -77,8 +83,36 @@ def policy(args: argparse.Namespace) -> tuple[Any, Any]:
     video.size = size
     # What APPOTrainer samples by its settings, stock TRL takes from the processor.
     video.do_sample_frames, video.fps = True, SAMPLING_FPS
-    video.min_frames, video.max_frames = FEWEST_FRAMES, MOST_FRAMES
+    video.min_frames, video.max_frames = FEWEST_FRAMES, most_frames(args)
     return model, processor
+
+
+def most_frames(args: argparse.Namespace) -> int:
+    """Frames sampled from a video at most; two of them are one of the language model."""
+    return max(MOST_FRAMES, 2 * args.prompt_tokens // args.frame_tokens)
+
+
+def make_rows(args: argparse.Namespace, folder: Path) -> Dataset:
+    """As many questions as all steps need, each about an mp4 file of its own."""
+    count = args.prompts * (args.steps + 1)
+    if not args.prompt_tokens:
+        questions = generate(folder, "L1", count, args.seed)
+        return Dataset.from_list([{"prompt": build_messages(question, instruction="")} for question in questions])
+    frames = (args.prompt_tokens - min(TEXT_TOKENS, args.prompt_tokens // 2)) // args.frame_tokens
+    _, processor = policy(args)
+    rows = []
+    for number in range(count):
+        video = {"type": "video", "video": str(folder / f"{number}.mp4")}
+        # A frame of the language model is a second: two sampled frames.
+        write_clip(Path(video["video"]), frames, 224, 224, args.seed + number)
+
+        def asked(words: int, video: dict[str, str] = video) -> list[dict[str, Any]]:
+            return [{"role": "user", "content": [video, {"type": "text", "text": "the " * words + "?"}]}]
+
+        template = processor.apply_chat_template(asked(0), tokenize=False, add_generation_prompt=True)
+        words = args.prompt_tokens - frames * args.frame_tokens - len(processor.tokenizer(template)["input_ids"]) + 1
+        rows.append({"prompt": asked(words)})
+    return Dataset.from_list(rows)
 
 
 def _random_model(args: argparse.Namespace, tiny: Any) -> Any:
@@ -109,7 +143,7 @@ def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "use_cpu": not cuda,
         "bf16": cuda,
-        "gradient_checkpointing": args.model.startswith("qwen"),
+        "gradient_checkpointing": args.model.startswith(("cpu", "qwen")),
         "disable_tqdm": True,
         "seed": args.seed,
     }
@@ -119,14 +153,15 @@ def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path
     """A fresh trainer of one way on a fresh policy."""
     model, processor = policy(args)
     shared = settings(args, folder)
-    if way == "stock":
+    if way in ("stock", "carried"):
         shared["generation_kwargs"] = shared["generation_kwargs"] | {"suppress_tokens": family_of(model).banned_ids}
         # The vision tower is frozen in all of them.
         family_of(model).tower.requires_grad_(False)
         if not is_torchcodec_available():
             _decode_with_pyav(processor.video_processor)
         config = GRPOConfig(**shared, beta=0.0, loss_type="grpo")
-        return TimedStock(model, fixed_rewards, config, train_dataset=rows, processing_class=processor)
+        trainer = TimedStock if way == "stock" else Carrying
+        return trainer(model, fixed_rewards, config, train_dataset=rows, processing_class=processor)
     config = APPOConfig(
         **shared,
         **OURS[way],
@@ -137,7 +172,7 @@ def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path
         top_frames=2,
         frame_tokens=8,
         video_fps=SAMPLING_FPS,
-        video_max_frames=MOST_FRAMES,
+        video_max_frames=most_frames(args),
         video_min_frames=FEWEST_FRAMES,
     )
     return APPOTrainer(model, fixed_rewards, config, train_dataset=rows, processing_class=processor)
@@ -177,19 +212,53 @@ class TimedStock(GRPOTrainer):
         return loss
 
 
+class Carrying(TimedStock):
+    """Stock TRL as its users would repair it: each row's pixels go along to the loss's forward pass."""
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        ids, images, fields = super()._tokenize_prompts(prompts)
+        grids = torch.as_tensor(fields["video_grid_thw"])
+        pixels = torch.as_tensor(fields["pixel_values_videos"]).split(grids.prod(dim=-1).tolist())
+        seconds = torch.as_tensor(fields["second_per_grid_ts"])
+        self._prompts = [
+            Prompt(torch.tensor([row]), None, pixel_values_videos=pixels[b], video_grid_thw=grids[b : b + 1],
+                   second_per_grid_ts=seconds[b : b + 1])
+            for b, row in enumerate(ids)
+        ]  # fmt: skip
+        return ids, images, fields
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # A list goes with its rows through TRL's shuffling and splitting.
+        return super()._generate_and_score_completions(inputs) | {"vision": self._prompts}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        rows = {key: value for key, value in inputs.items() if key != "vision"}
+        return super()._compute_loss(RowsModel(model, inputs["vision"], 1, self.model), rows)
+
+
+def processor_seconds() -> float:
+    """Of this process and of the one that decodes videos for this library."""
+    return time.process_time() + decoder_seconds()
+
+
 class StepClock(TrainerCallback):
     """Seconds between the ends of two steps, on the wall's clock and the processor's: all of a step is in them."""
 
     def __init__(self) -> None:
-        self._ends: list[tuple[float, float]] = []
+        self._ends: list[tuple[float, float, int]] = []
+        self.patches = 0  # that the vision tower has read
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time."""
-        self._ends.append((time.perf_counter(), time.process_time()))
+        self._ends.append((time.perf_counter(), processor_seconds(), self.patches))
 
     def seconds(self, clock: int) -> list[float]:
-        """Of every step but the first, which warms up; ``clock``: 0 the wall's, 1 the processor's."""
+        """Of every step but the first, which warms up; ``clock``: 0 the wall's, 1 the processor's, 2: patches."""
         return [end[clock] - start[clock] for start, end in zip(self._ends, self._ends[1:], strict=False)]
+
+    def count(self, tower: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook before the vision tower."""
+        self.patches += len(args[0] if args else kwargs["hidden_states"])
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -199,9 +268,10 @@ def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) ->
     """Train a few steps; seconds of each step but the first, by part and in all."""
     trainer, clock = make_trainer(way, args, rows, folder), StepClock()
     if not args.device.startswith("cuda"):
-        trainer.watch.clock = time.process_time
+        trainer.watch.clock = processor_seconds
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
+    family_of(trainer.model).tower.register_forward_pre_hook(clock.count, with_kwargs=True)
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
@@ -214,6 +284,7 @@ def run_once(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) ->
     run = {
         "seconds": clock.seconds(0),
         "processor_seconds": clock.seconds(1),
+        "patches": clock.seconds(2),
         "parts": dict(parts),
         "tokens": [entry["completions/mean_length"] for entry in logs[1:]],
     }
@@ -233,6 +304,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "processor_seconds": processor,
         "processor_median": statistics.median(processor),
         "parts": parts,
+        "vision_patches": statistics.median([value for run in runs for value in run["patches"]]),
         "tokens": statistics.mean([value for run in runs for value in run["tokens"]]),
     }
     if "peak_bytes" in runs[0]:
@@ -282,9 +354,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=16, help="prompts of an optimiser step (the demo's 16)")
     parser.add_argument("--prompts-per-call", type=int, default=4, help="prompts of a micro-batch (the demo's 4)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of every response (the demo's have about 50)")
-    parser.add_argument("--frame-tokens", type=int, default=4, help="tokens of a frame (demo: 4, paper: 64)")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="of a prompt; 0: the embedded world's questions")
+    parser.add_argument("--frame-tokens", type=int, help="of a frame; default: 4 (the demo's), or 64 (the paper's)")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a round, after one that warms up")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.frame_tokens = args.frame_tokens or (TOKENS_PER_FRAME if args.prompt_tokens else 4)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -297,15 +372,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     left = harness.TimeLeft(args.repeats * len(args.ways))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        questions = generate(folder / "clips", "L1", args.prompts * (args.steps + 1), args.seed)
-        rows = Dataset.from_list([{"prompt": build_messages(question, instruction="")} for question in questions])
+        rows = make_rows(args, folder)
         for number in range(args.repeats):
             for way in args.ways:
                 runs[way].append(run_once(way, args, rows, folder))
                 left.step(f"{way}, round {number + 1} of {args.repeats}", 1)
     ways = {way: summary(runs[way]) for way in args.ways}
     found = ratios(ways, clock)
-    keys = ("model", "group", "prompts", "prompts_per_call", "tokens", "frame_tokens", "steps")
+    keys = ("model", "group", "prompts", "prompts_per_call", "tokens", "prompt_tokens", "frame_tokens", "steps")
     result = harness.provenance(args, argv) | {
         "settings": {key: getattr(args, key) for key in keys} | {"vision_frozen": True},
         "clock_of_parts": clock,

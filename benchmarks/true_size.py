@@ -27,72 +27,24 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from peft import LoraConfig, inject_adapter_in_model
-from shapes import SHAPES, config_of
+from shapes import RANK, SHAPES, build_adapted, prompt_of, skeleton
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 from updates import CAPTURE_LAYERS, Cell, GroupUpdate
 
 from appo.experiments.plan.architecture import VideoShape
 from appo.experiments.plan.memory import CPU, Run
 from appo.experiments.plan.phases import phases
-from appo.models.checkpointing_names import quiet
-from appo.models.families import family_of, use_pretrained_positions
+from appo.models.families import family_of
 from appo.models.log_probs import score_group
-from appo.training.lora import LANGUAGE_LAYERS
 
-RANK, ALPHA = 64, 128  # of the recipe
-TILE = 4_194_319  # random numbers that fill all matrices, over and over; a prime, so that no two rows are alike
 PROJECTIONS = 4  # random directions along which gradients are compared
 SPARE = 1.5e9  # bytes beyond the plan's peak that must be free: libraries and the allocator's gaps
-
-
-# --- the model -------------------------------------------------------------------------------------------------------
-
-
-def build(name: str, seed: int) -> Any:
-    """A random model with adapters on its language model, checkpointing on; 15 GB are filled in seconds."""
-    config = config_of(SHAPES[name])
-    config._attn_implementation = "sdpa"
-    with init_empty_weights(include_buffers=False):
-        model: Any = Qwen2_5_VLForConditionalGeneration(config)
-    model.tie_weights()
-    tile = 0.02 * torch.randn(TILE, generator=torch.Generator().manual_seed(seed))
-    for path, parameter in list(model.named_parameters()):
-        module, leaf = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
-        setattr(module, leaf, nn.Parameter(filled(parameter.shape, leaf, tile), requires_grad=False))
-    model.tie_weights()
-    model.generation_config.pad_token_id = 0
-    torch.manual_seed(seed)
-    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LANGUAGE_LAYERS, task_type="CAUSAL_LM")
-    inject_adapter_in_model(adapters, model)
-    for path, parameter in model.named_parameters():
-        if "lora_B" in path:  # zero at first, which would leave the other matrix without a gradient
-            nn.init.normal_(parameter, std=0.01)
-    model.train()
-    with quiet():
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    return use_pretrained_positions(model)
-
-
-def filled(shape: torch.Size, leaf: str, tile: Tensor) -> Tensor:
-    """Norms are 1, biases 0, matrices the tile repeated."""
-    if len(shape) == 1:
-        return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
-    values = torch.empty(math.prod(shape))
-    for part in values.split(len(tile)):
-        part.copy_(tile[: len(part)])
-    return values.view(shape)
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -101,25 +53,22 @@ def filled(shape: torch.Size, leaf: str, tile: Tensor) -> Tensor:
 class Group(GroupUpdate):
     """A group whose gradients stay after its one update, and whose log-probabilities are summed."""
 
-    def __init__(self, args: argparse.Namespace, tokens: int) -> None:
-        model = build(args.model, args.seed)
-        super().__init__(model, Cell(args.prompt, tokens, args.group), "cpu", args.seed)
-        model.zero_grad = lambda **_: None
-        self.log_prob_sum, self.crucial_frames = 0.0, None
-
-    def _loss(self, log_probs: Tensor, advantages_G: Tensor) -> Tensor:  # type: ignore[override]
-        self.log_prob_sum += float(log_probs.detach().sum())
-        return super()._loss(log_probs, advantages_G)
+    log_prob_sum, crucial_frames = 0.0, None
+    scores: Any = None
 
     def encode(self) -> None:
         """The trainer runs the frozen vision tower once a rollout."""
         self.prompt = family_of(self.model).encode_vision(self.prompt)
 
-    def weights(self, scores: Any) -> Any:
+    def capture(self) -> None:
+        """The scoring pass of the weights."""
+        self.scores = self.score(CAPTURE_LAYERS)
+
+    def weigh(self) -> Any:
         """Token weights; how many frames were crucial decides what they cost."""
-        weights = super().weights(scores)
+        weights = self.weights(self.scores)
         self.crucial_frames = int(weights.crucial_F.sum())
-        return weights
+        return weights.weights_GN
 
     def row(self, number: int) -> None:
         """One response's micro-batch of one row, with the pixels."""
@@ -132,99 +81,58 @@ class Group(GroupUpdate):
     def update_with_capture(self) -> None:
         """Forward with capture, weights, backward: no scoring pass."""
         self._use("appo")
-        scores = score_group(self.model, self.prompt, self.responses, capture_layers=CAPTURE_LAYERS)
-        weights_GN = self.weights(scores).weights_GN
-        log_probs_GN = scores.log_probs_GN
-        self.log_prob_sum += float(log_probs_GN.detach().sum())
-        ratio_GN = (log_probs_GN - log_probs_GN.detach()).exp()
-        (-(ratio_GN * self.advantages_G[:, None] * weights_GN).sum()).backward()
+        self.scores = score_group(self.model, self.prompt, self.responses, capture_layers=CAPTURE_LAYERS)
+        self._loss(self.scores.log_probs_GN, self.advantages_G, self.weigh()).backward()
+
+    def _loss(self, log_probs: Tensor, advantages_G: Tensor, weights: Any = 1.0) -> Tensor:  # type: ignore[override]
+        self.log_prob_sum += float(log_probs.detach().sum())
+        return -((log_probs - log_probs.detach()).exp() * advantages_G[:, None] * weights).sum()
 
 
-class Meter:
-    """Seconds of named calls, and the peak of resident memory in them beyond what libraries held before the model."""
+def calls_of(part: str, group: Group) -> dict[str, list[Callable[[], Any]]]:
+    """What a part measures, in order."""
+    once, G = {"vision": [group.encode]}, len(group.responses)
+    calls: dict[str, dict[str, list[Callable[[], Any]]]] = {
+        "packed": {
+            **once,
+            "score": [partial(group.score, 0)],
+            "score+capture": [group.capture],
+            "weights": [group.weigh],
+            "update": [partial(group.packed, grad=True)],
+        },
+        "inside": {**once, "update+capture+weights": [group.update_with_capture]},
+        "rows": {"update": [partial(group.row, number) for number in range(G)]},
+        "generate-once": {**once, "generate": [group.generate_once_read]},
+        "generate-copies": {"generate": [partial(group.generate, "sdpa", rows_per_call=G)]},
+    }
+    return calls[part]
 
-    def __init__(self) -> None:
-        self._libraries = harness.reset_high_water_mark()
-        self.times: dict[str, Any] = {}
-        self.peak_bytes: dict[str, int] = {}
 
-    def __call__(self, name: str, *calls: Callable[[], Any]) -> None:
-        """Measure calls one after another under one name."""
+PARTS = ("packed", "inside", "rows", "generate-once", "generate-copies")
+
+
+def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One part, in this process: seconds, and peaks of resident memory beyond what libraries held before the model."""
+    libraries = harness.reset_high_water_mark()
+    cell = Cell(args.prompt, args.new_tokens if part.startswith("generate") else args.tokens, args.group)
+    model = build_adapted(args.model, args.seed)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    group = Group(model, cell, "cpu", args.seed)
+    group.model.zero_grad = lambda **_: None
+    times, peaks = {}, {}
+    for name, calls in calls_of(part, group).items():
         harness.reset_high_water_mark()
         timed = harness.Timed(lambda: None)
         for timed.call in calls:
             timed.measure("cpu")
-            print(f"{name}: {timed.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-        self.times[name] = {"seconds": sum(timed.seconds), "processor_seconds": sum(timed.processor_seconds)}
-        if len(calls) > 1:
-            self.times[name]["each"] = timed.seconds
-        self.peak_bytes[name] = harness.high_water_mark() - self._libraries
-
-
-def packed(args: argparse.Namespace, meter: Meter) -> Group:
-    """Scoring with and without capture, weights and the packed update."""
-    group, state = Group(args, args.tokens), {}
-
-    def score() -> None:
-        state["scores"] = group.score(CAPTURE_LAYERS)
-
-    meter("vision", group.encode)
-    meter("score", lambda: group.score(0))
-    meter("score+capture", score)
-    meter("weights", lambda: group.weights(state["scores"]))
-    meter("update", lambda: group.packed(grad=True))
-    return group
-
-
-def inside(args: argparse.Namespace, meter: Meter) -> Group:
-    """The update with capture and weights between forward and backward."""
-    group = Group(args, args.tokens)
-    meter("vision", group.encode)
-    meter("update+capture+weights", group.update_with_capture)
-    return group
-
-
-def rows(args: argparse.Namespace, meter: Meter) -> Group:
-    """G micro-batches."""
-    group = Group(args, args.tokens)
-    meter("update", *(lambda number=number: group.row(number) for number in range(args.group)))
-    return group
-
-
-def generate_once(args: argparse.Namespace, meter: Meter) -> Group:
-    """Vision tower and prompt once."""
-    group = Group(args, args.new_tokens)
-    meter("vision", group.encode)
-    meter("generate", group.generate_once_read)
-    return group
-
-
-def generate_copies(args: argparse.Namespace, meter: Meter) -> Group:
-    """Vision tower and prompt G times."""
-    group = Group(args, args.new_tokens)
-    meter("generate", lambda: group.generate("sdpa", rows_per_call=args.group))
-    return group
-
-
-PARTS: dict[str, Callable[[argparse.Namespace, Meter], Group]] = {
-    "packed": packed,
-    "inside": inside,
-    "generate-once": generate_once,
-    "rows": rows,
-    "generate-copies": generate_copies,
-}
-
-
-def run_part(args: argparse.Namespace) -> dict[str, Any]:
-    """One part, in this process."""
-    meter, started = Meter(), time.time()
-    group = PARTS[args.part](args, meter)
-    found = {"times": meter.times, "peak_bytes": meter.peak_bytes, "load_average": list(os.getloadavg())}
-    if group.log_prob_sum:
+            print(f"{part}/{name}: {timed.processor_seconds[-1]:.0f} s", file=sys.stderr, flush=True)
+        times[name] = {"seconds": sum(timed.seconds), "processor_seconds": sum(timed.processor_seconds)}
+        peaks[name] = harness.high_water_mark() - libraries
+    found = {"times": times, "peak_bytes": peaks, "load_average": list(os.getloadavg())}
+    if group.log_prob_sum:  # as text: the JSON rounds numbers
         found["mean_log_prob"] = str(group.log_prob_sum / (args.group * args.tokens))
-        found["crucial_frames"] = group.crucial_frames
         found["gradient"] = fingerprint(group.model)
-    return found | {"seconds_with_building": time.time() - started}
+    return found | {"crucial_frames": group.crucial_frames}
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
@@ -252,15 +160,15 @@ def gradient_distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def plan(args: argparse.Namespace) -> dict[str, int]:
-    """What `appo plan` says the phases need, without an optimiser, in float32 on a CPU."""
-    shape = SHAPES[args.model]
-    side = 16 if args.prompt >= 128 else 4  # patches of a frame's side in `prompt_of`
-    tokens = args.prompt - 64 if args.prompt >= 128 else 4 * ((args.prompt - args.prompt // 2) // 4)
-    frames = tokens * 4 // side**2
+    """Bytes that `appo plan` says the phases need, without an optimiser, in float32 on a CPU."""
+    prompt = prompt_of(skeleton(args.model), args.prompt, "cpu")
+    assert prompt.video_grid_thw is not None
+    frames, rows, columns = prompt.video_grid_thw[0].tolist()
+    patches = frames * rows * columns
     run = Run(
-        architecture=shape,
-        video=VideoShape(frames, 14 * side, 14 * side, 4 * tokens, tokens),
-        prompt_text_tokens=args.prompt - tokens,
+        architecture=SHAPES[args.model],
+        video=VideoShape(frames, rows * 14, columns * 14, patches, patches // 4),
+        prompt_text_tokens=args.prompt - patches // 4,
         num_generations=args.group,
         max_completion_length=args.tokens,
         prompts_per_gpu=1,
@@ -274,58 +182,56 @@ def plan(args: argparse.Namespace) -> dict[str, int]:
     return {phase.name: phase.total for phase in phases(run)}
 
 
-def summary(parts: dict[str, Any], planned: dict[str, int]) -> dict[str, Any]:
+def summary(parts: dict[str, Any], planned: dict[str, int]) -> dict[str, dict[str, float]]:
     """Ratios and shares of the parts that are there."""
-    found: dict[str, Any] = {}
-    for clock in ("seconds", "processor_seconds"):
-        cost = {f"{part}/{name}": time[clock] for part, one in parts.items() for name, time in one["times"].items()}
-        found[clock] = {name: value for name, value in _quotients(cost).items() if value is not None}
+    found = {clock: ratios(parts, clock) for clock in ("seconds", "processor_seconds")}
     if "packed" in parts:
         peak = parts["packed"]["peak_bytes"]
-        found["plan"] = {
-            "score: predicted by measured": planned["score"] / peak["score+capture"],
-            "update: predicted by measured": planned["update"] / peak["update"],
-        }
+        pairs = {"score": "score+capture", "update": "update"}
+        found["predicted:measured peak"] = {phase: planned[phase] / peak[name] for phase, name in pairs.items()}
     if {"packed", "rows"} <= parts.keys():
         one, other = parts["rows"], parts["packed"]
         found["packed against rows"] = {
             "gradient, relative distance": gradient_distance(one["gradient"], other["gradient"]),
-            "mean log-probability, difference": abs(float(one["mean_log_prob"]) - float(other["mean_log_prob"])),
+            "mean log-probability": abs(float(one["mean_log_prob"]) - float(other["mean_log_prob"])),
         }
     return found
 
 
-def _quotients(cost: dict[str, float]) -> dict[str, float | None]:
-    def total(*names: str) -> float:
-        return sum(cost.get(name, math.nan) for name in names)
+def ratios(parts: dict[str, Any], clock: str) -> dict[str, float]:
+    """By one clock; what is not measured is left out."""
 
-    today = total("packed/vision", "packed/score+capture", "packed/weights", "packed/update")
-    within = total("inside/vision", "inside/update+capture+weights")
+    def cost(part: str, *names: str) -> float:
+        times = parts.get(part, {"times": {}})["times"]
+        return sum(times[name][clock] if name in times else math.nan for name in names)
+
+    packed, rows = cost("packed", "vision", "update"), cost("rows", "update")
+    scored = packed + cost("packed", "score+capture", "weights")
+    inside = cost("inside", "vision", "update+capture+weights")
     found = {
-        "rows : packed update": total("rows/update") / total("packed/vision", "packed/update"),
-        "rows : scoring, capture, weights, packed update": total("rows/update") / today,
-        "rows : packed update with capture inside": total("rows/update") / within,
-        "capture inside : packed update alone": within / total("packed/vision", "packed/update"),
-        "share of the scoring pass": total("packed/score") / today,
-        "share of capture": (total("packed/score+capture") - total("packed/score")) / today,
-        "share of weights": total("packed/weights") / today,
-        "generate: copies : once": total("generate-copies/generate")
-        / total("generate-once/vision", "generate-once/generate"),
+        "rows:packed update": rows / packed,
+        "rows:packed with scoring, capture, weights": rows / scored,
+        "rows:packed with capture and weights inside": rows / inside,
+        "inside:packed update": inside / packed,
+        "share of the scoring pass": cost("packed", "score") / scored,
+        "share of capture": (cost("packed", "score+capture") - cost("packed", "score")) / scored,
+        "share of weights": cost("packed", "weights") / scored,
+        "generate copies:once": cost("generate-copies", "generate") / cost("generate-once", "vision", "generate"),
     }
-    return {name: None if math.isnan(value) else value for name, value in found.items()}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    rows = [
-        [f"{part}: {name}", f"{time['seconds']:.1f} s", f"{time['processor_seconds']:.1f} s",
-         f"{one['peak_bytes'][name] / harness.GB:.2f} GB"]
-        for part, one in result["parts"].items() for name, time in one["times"].items()
-    ]  # fmt: skip
-    harness.print_table("One group", ["", "wall", "processor", "peak memory with weights"], rows)
-    flat = [[f"{kind}: {name}", harness.shown(value, "", 4)] for kind, one in result["summary"].items()
-            for name, value in one.items()]  # fmt: skip
-    harness.print_table("Together", ["", ""], flat)
+    header = ["", "wall", "processor", "peak memory with weights"]
+    rows = []
+    for part, one in result["parts"].items():
+        for name, time in one["times"].items():
+            seconds = [f"{time[clock]:.1f} s" for clock in ("seconds", "processor_seconds")]
+            rows.append([f"{part}: {name}", *seconds, f"{one['peak_bytes'][name] / harness.GB:.2f} GB"])
+    harness.print_table("One group", header, rows)
+    flat = [(f"{kind}: {name}", value) for kind, one in result["summary"].items() for name, value in one.items()]
+    harness.print_table("Together", ["", ""], [[name, harness.shown(value, "", 4)] for name, value in flat])
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -339,9 +245,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="N")
     parser.add_argument("--group", type=int, default=8, help="G")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each response where it is generated")
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help="no fresh processes (peak memory is less exact)")
-    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -349,7 +255,9 @@ def check_memory(planned: dict[str, int]) -> None:
     """Refuse to start where the model would not fit. The system would end another process instead."""
     needed, free = max(planned.values()) + SPARE, harness.available_memory()
     if free < needed:
-        raise SystemExit(f"{needed / harness.GB:.1f} GB of free memory are needed, {free / harness.GB:.1f} GB are there")
+        raise SystemExit(
+            f"{needed / harness.GB:.1f} GB of free memory are needed, {free / harness.GB:.1f} GB are there"
+        )
 
 
 def fresh_process(part: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -366,23 +274,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     harness.prepare(args)
     if args.part:
-        print(json.dumps(run_part(args)))
+        print(json.dumps(run_part(args.part, args)))
         return {}
     settings = {key: getattr(args, key) for key in ("model", "prompt", "tokens", "group", "new_tokens", "seed")}
     earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {"settings": settings}
     if earlier["settings"] != settings:
         raise SystemExit(f"{args.output} has other settings; choose another --output")
     planned = plan(args)
-    result = {**harness.provenance(args, argv), "settings": settings, "lora_r": RANK, "planned_bytes": planned}
-    result |= {"parts": earlier.get("parts", {}), "summary": {}}
+    result = harness.provenance(args, argv) | {"lora_r": RANK, "planned_bytes": planned, "parts": {}} | earlier
     for part in [name for name in args.parts if name not in result["parts"]]:
         check_memory(planned)
-        print(part, file=sys.stderr, flush=True)
-        one = argparse.Namespace(**vars(args) | {"part": part})
-        result["parts"][part] = run_part(one) if args.in_process else fresh_process(part, argv)
-        result["summary"] = summary(result["parts"], planned)
-        harness.write_json(args.output, result)
+        result["parts"][part] = run_part(part, args) if args.in_process else fresh_process(part, argv)
+        harness.write_json(args.output, result | {"summary": summary(result["parts"], planned)})
     result["summary"] = summary(result["parts"], planned)
+    harness.write_json(args.output, result)
     show(result)
     return result
 
