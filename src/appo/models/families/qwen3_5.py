@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from appo.models.families.qwen2_vl import Qwen2VL
 
 if TYPE_CHECKING:
-    from appo.models.frame_attention import PrefixLayout
+    from appo.models.prefix_attention import PrefixLayout
 
 
 class Qwen35(Qwen2VL):
