@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 from peft import LoraConfig
 
+from appo import APPOConfig, APPOTrainer
 from appo.cli.main import main
 from appo.models.families import family_of
 from appo.models.families.base import FAMILIES
-from appo.reports.run_folder import load_run
+from appo.reports.run_folder import RunFolder, load_run
 from appo.training.lora import LANGUAGE_LAYERS
+from appo.training.sft import make_sft_trainer
 from appo.types import VideoQA, VideoSource
 from tests.support.clips import write_clip
 from tests.support.eval_runs import evaluate, scores
 from tests.support.family_models import PROCESSORS, family_model
-from tests.support.runs import logged, rows_of
+from tests.support.runs import FAST, accuracy_reward, logged, rows_of
 from tests.support.tiny import FRAMES_AS_PICTURES, QWEN
 from tests.training.resume_cases import begin, differences, go_on, killed_after
 
@@ -81,3 +84,21 @@ def test_a_family_trains_resumes_is_shown_and_evaluated(
     code = evaluate(tmp_path / "e", "--model", str(tmp_path / "policy"), *asked)
     assert (code, capsys.readouterr().err) == (0, "")
     assert scores(tmp_path / "e")["missing"] == 0
+
+
+@pytest.mark.parametrize("architecture", PROCESSORS)
+def test_a_family_learns_from_written_answers(tmp_path: Path, questions: list[VideoQA], architecture: str) -> None:
+    """Two prompts of unequal length in a batch; the vision check runs before."""
+    config = APPOConfig(str(tmp_path), **{**FAST, "method": "sft", "per_device_train_batch_size": 8, "max_steps": 1})
+    folder = RunFolder.create(tmp_path, {})
+    rows = rows_of([replace(question, question="which ?" * n) for n, question in enumerate(questions)])
+    trainer = make_sft_trainer(*family_model(architecture), rows, config, folder)
+    trainer.train()
+    assert logged(trainer, "grad_norm")[0] > 0
+
+
+def test_vllm_is_refused_before_it_is_started(tmp_path: Path, questions: list[VideoQA]) -> None:
+    model, processor = family_model("internvl")
+    args = APPOConfig(str(tmp_path), **FAST, use_vllm=True)
+    with pytest.raises(ValueError, match=r"^vLLM samples for no internvl model here: set use_vllm to false \(docs/"):
+        APPOTrainer(model, accuracy_reward, args, train_dataset=rows_of(questions), processing_class=processor)

@@ -184,8 +184,8 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _check_vision(self, model: Any, inputs: dict[str, Any]) -> None:
-        pictures = {key: blank(inputs[key]) for key in PIXELS if key in inputs}
-        sees = bool(pictures)
+        blanks = {key: blank(inputs[key]) for key in PIXELS if key in inputs}
+        sees = bool(blanks)
         # Sharded models run forward together, so all processes check as soon as one has a video.
         self._checked_vision = any_process(sees)
         if not self._checked_vision:
@@ -195,7 +195,7 @@ class VideoSFTTrainer(WholeCheckpoints, SFTTrainer):
             said: Tensor = model(**batch, fused_lm_head=True).log_probs
             return said
 
-        assert_vision(model, log_probs, inputs, inputs | pictures, sees)
+        assert_vision(model, log_probs, inputs, inputs | blanks, sees)
 
 
 def make_sft_trainer(

@@ -34,7 +34,7 @@ from appo.rollout.generation import (
 from appo.rollout.pipeline import RolloutPipeline, RolloutSettings
 from appo.rollout.timers import Stopwatch
 from appo.rollout.token_weights import Weigher
-from appo.rollout.vllm.colocate import VideoEngine
+from appo.rollout.vllm.colocate import VideoEngine, check_family
 from appo.training.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
 from appo.training.fault_tolerance import PICTURE_COLUMNS, FaultTolerantTrainer
 from appo.training.model_calls import PackedModel, RowsModel
@@ -76,6 +76,8 @@ class APPOTrainer(FaultTolerantTrainer):
         kwargs = {**dict(zip(_REST, rest, strict=False)), **kwargs}
         args = arguments_of(model, args, kwargs)
         check_groups(args, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        if args.use_vllm and not isinstance(model, str):
+            check_family(model)  # before TRL builds the engine
         weights, classes = args.reward_weights, kwargs.pop("reward_processing_classes", None)
         reward_funcs, classes, args.reward_weights = with_overlong_punishment(args, reward_funcs, classes)
         super().__init__(model, reward_funcs, args, reward_processing_classes=classes, **kwargs)

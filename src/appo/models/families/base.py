@@ -32,10 +32,12 @@ class Family:
 
     Attributes:
         model_types: ``config.model_type`` of its models. Defining a class with some is enough to make them known.
+        vllm: whether vLLM may sample its rollouts (`appo.rollout.vllm`).
         base: the Hugging Face model (not PEFT-wrapped).
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    vllm: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -27,6 +27,7 @@ class Qwen2VL(Family):
     """Qwen2-VL, and what Qwen2.5-VL and Qwen3-VL have in common with it."""
 
     model_types = ("qwen2_vl",)
+    vllm = True
 
     def prepare(self) -> None:
         """Have the model number its positions as it was pre-trained; where they are right already, nothing changes."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.models.families import family_or_generic
+from appo.models.families import family_or_generic, has_family
 from appo.models.log_probs import word_logits
 from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_values
@@ -32,6 +32,14 @@ TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
 # Settings of vLLM's sampling that leave the log-probabilities it reports those of softmax(logits / temperature).
 NEUTRAL = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0,)}
 NEUTRAL_EXTRAS = {"bad_words", "seed", "stop", "stop_token_ids", "max_tokens"}
+
+
+def check_family(model: Any) -> None:
+    """Refuse families whose prompts are not known to be the same in vLLM. Raises ValueError."""
+    if has_family(model) and not family_or_generic(model).vllm:
+        raise ValueError(
+            f"vLLM samples for no {model.config.model_type} model here: set use_vllm to false (docs/families.md)"
+        )
 
 
 class VideoLLM:
@@ -69,9 +77,13 @@ class VideoEngine:
         generation: TRL's ``VLLMGeneration``; its sampling is kept from vision placeholders.
         base: the Hugging Face model in training.
         tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: see `check_family`.
     """
 
     def __init__(self, generation: Any, base: Any, tokenizer: Any) -> None:
+        check_family(base)
         self._generation, self._base = generation, base
         self._banned = family_or_generic(base).banned_ids
         self._positions: TrainingPositions | None = None
