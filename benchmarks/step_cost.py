@@ -358,6 +358,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--frame-tokens", type=int, help="of a frame; default: 4 (the demo's), or 64 (the paper's)")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a round, after one that warms up")
     args = parser.parse_args(argv)
+    args.prompts_per_call = min(args.prompts_per_call, args.prompts)
     args.frame_tokens = args.frame_tokens or (TOKENS_PER_FRAME if args.prompt_tokens else 4)
     return args
 

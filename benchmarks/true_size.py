@@ -255,9 +255,7 @@ def check_memory(planned: dict[str, int]) -> None:
     """Refuse to start where the model would not fit. The system would end another process instead."""
     needed, free = max(planned.values()) + SPARE, harness.available_memory()
     if free < needed:
-        raise SystemExit(
-            f"{needed / harness.GB:.1f} GB of free memory are needed, {free / harness.GB:.1f} GB are there"
-        )
+        raise SystemExit(f"{needed / harness.GB:.1f} GB of memory are needed, {free / harness.GB:.1f} GB are free")
 
 
 def fresh_process(part: str, argv: Sequence[str]) -> dict[str, Any]:
