@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from frame_cache import write_clip
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -178,6 +180,19 @@ def responses_of(model: Any, group: int, tokens: int, device: str, seed: int = 0
     generator = torch.Generator().manual_seed(seed + 1)
     high = model.config.video_token_id - 4
     return [torch.randint(2, high, (tokens,), generator=generator).to(device) for _ in range(group)]
+
+
+def messages_of(processor: Any, path: Path, tokens: int, frame_tokens: int, seed: int) -> list[dict[str, Any]]:
+    """A conversation about a clip, which is written, of P tokens; a frame of the model is a second of the clip."""
+    frames = (tokens - min(TEXT_TOKENS, tokens // 2)) // frame_tokens
+    write_clip(path, frames, 224, 224, seed)
+
+    def asked(words: int) -> list[dict[str, Any]]:
+        text = {"type": "text", "text": "the " * words + "?"}
+        return [{"role": "user", "content": [{"type": "video", "video": str(path)}, text]}]
+
+    template = processor.apply_chat_template(asked(0), tokenize=False, add_generation_prompt=True)
+    return asked(tokens - frames * frame_tokens - len(processor.tokenizer(template)["input_ids"]) + 1)
 
 
 # --- what a group costs on paper -------------------------------------------------------------------------------------

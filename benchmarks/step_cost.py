@@ -24,6 +24,7 @@ import harness  # first: it sets OpenMP's waiting before torch loads
 
 # isort: split
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -36,9 +37,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from decoder_cost import decoder_seconds
-from frame_cache import write_clip
 from recipes.tiny_policy.build import build_policy
-from shapes import SHAPES, TEXT_TOKENS, TOKENS_PER_FRAME, config_of
+from shapes import SHAPES, TOKENS_PER_FRAME, config_of, messages_of
 from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from transformers.utils import is_torchcodec_available
 from transformers.video_utils import load_video
@@ -49,7 +49,7 @@ from appo.models.families import family_of, use_pretrained_positions
 from appo.models.prompt import Prompt
 from appo.rewards.templates import build_messages
 from appo.rollout.timers import Stopwatch
-from appo.training.trl_batch import RowsModel
+from appo.training.model_calls import RowsModel
 from appo.world import generate, load_policy
 
 WAYS = ("appo", "grpo", "rows", "carried", "stock")
@@ -98,21 +98,10 @@ def make_rows(args: argparse.Namespace, folder: Path) -> Dataset:
     if not args.prompt_tokens:
         questions = generate(folder, "L1", count, args.seed)
         return Dataset.from_list([{"prompt": build_messages(question, instruction="")} for question in questions])
-    frames = (args.prompt_tokens - min(TEXT_TOKENS, args.prompt_tokens // 2)) // args.frame_tokens
     _, processor = policy(args)
-    rows = []
-    for number in range(count):
-        video = {"type": "video", "video": str(folder / f"{number}.mp4")}
-        # A frame of the language model is a second: two sampled frames.
-        write_clip(Path(video["video"]), frames, 224, 224, args.seed + number)
-
-        def asked(words: int, video: dict[str, str] = video) -> list[dict[str, Any]]:
-            return [{"role": "user", "content": [video, {"type": "text", "text": "the " * words + "?"}]}]
-
-        template = processor.apply_chat_template(asked(0), tokenize=False, add_generation_prompt=True)
-        words = args.prompt_tokens - frames * args.frame_tokens - len(processor.tokenizer(template)["input_ids"]) + 1
-        rows.append({"prompt": asked(words)})
-    return Dataset.from_list(rows)
+    sizes = (args.prompt_tokens, args.frame_tokens)
+    prompts = [messages_of(processor, folder / f"{number}.mp4", *sizes, args.seed + number) for number in range(count)]
+    return Dataset.from_list([{"prompt": messages} for messages in prompts])
 
 
 def _random_model(args: argparse.Namespace, tiny: Any) -> Any:
@@ -151,8 +140,7 @@ def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path) -> Any:
     """A fresh trainer of one way on a fresh policy."""
-    model, processor = policy(args)
-    shared = settings(args, folder)
+    (model, processor), shared = policy(args), settings(args, folder)
     if way in ("stock", "carried"):
         shared["generation_kwargs"] = shared["generation_kwargs"] | {"suppress_tokens": family_of(model).banned_ids}
         # The vision tower is frozen in all of them.
@@ -219,12 +207,12 @@ class Carrying(TimedStock):
         ids, images, fields = super()._tokenize_prompts(prompts)
         grids = torch.as_tensor(fields["video_grid_thw"])
         pixels = torch.as_tensor(fields["pixel_values_videos"]).split(grids.prod(dim=-1).tolist())
-        seconds = torch.as_tensor(fields["second_per_grid_ts"])
+        seconds, types = torch.as_tensor(fields["second_per_grid_ts"]), family_of(self.model).token_types
+        rows = [torch.tensor([row]) for row in ids]
         self._prompts = [
-            Prompt(torch.tensor([row]), None, pixel_values_videos=pixels[b], video_grid_thw=grids[b : b + 1],
-                   second_per_grid_ts=seconds[b : b + 1])
-            for b, row in enumerate(ids)
-        ]  # fmt: skip
+            Prompt(row, types(row), None, pixels[b], video_grid_thw=grids[b, None], second_per_grid_ts=seconds[b, None])
+            for b, row in enumerate(rows)
+        ]
         return ids, images, fields
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -315,9 +303,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def ratios(ways: dict[str, Any], clock: str) -> dict[str, dict[str, float]]:
     """How many times longer the others' steps take than APPO's: by each clock, and all but decoding files."""
     total = TOTALS[clock]
+    whole = {name: way[total] for name, way in ways.items()}
     if "appo" not in ways:
         return {}
-    whole = {name: way[total] for name, way in ways.items()}
     costs = {
         "wall": {name: way["median"] for name, way in ways.items()},
         clock: whole,
@@ -357,10 +345,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=0, help="of a prompt; 0: the embedded world's questions")
     parser.add_argument("--frame-tokens", type=int, help="of a frame; default: 4 (the demo's), or 64 (the paper's)")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a round, after one that warms up")
+    parser.add_argument("--append", action="store_true", help="keep the other ways of the JSON")
     args = parser.parse_args(argv)
     args.prompts_per_call = min(args.prompts_per_call, args.prompts)
     args.frame_tokens = args.frame_tokens or (TOKENS_PER_FRAME if args.prompt_tokens else 4)
     return args
+
+
+def earlier_ways(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """With --append, the ways that the JSON has."""
+    earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.append else {"settings": settings, "ways": {}}
+    if earlier["settings"] != settings:
+        raise SystemExit(f"--append: {args.output} has other settings; choose another --output")
+    return dict(earlier["ways"])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -378,15 +375,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for way in args.ways:
                 runs[way].append(run_once(way, args, rows, folder))
                 left.step(f"{way}, round {number + 1} of {args.repeats}", 1)
-    ways = {way: summary(runs[way]) for way in args.ways}
-    found = ratios(ways, clock)
     keys = ("model", "group", "prompts", "prompts_per_call", "tokens", "prompt_tokens", "frame_tokens", "steps")
-    result = harness.provenance(args, argv) | {
-        "settings": {key: getattr(args, key) for key in keys} | {"vision_frozen": True},
-        "clock_of_parts": clock,
-        "ways": ways,
-        "ratios": found,
-    }
+    result = harness.provenance(args, argv)
+    result["settings"] = {key: getattr(args, key) for key in keys} | {"vision_frozen": True}
+    measured = {way: summary(runs[way]) | {"git_commit": result["git_commit"]} for way in args.ways}
+    ways = earlier_ways(args, result["settings"]) | measured
+    ways = {way: ways[way] for way in WAYS if way in ways}
+    found = ratios(ways, clock)
+    result |= {"clock_of_parts": clock, "ways": ways, "ratios": found}
     harness.write_json(args.output, result)
     show(ways, found, clock)
     return result

@@ -8,8 +8,8 @@ adapters are those of recipes/seed-bench-r1-3b-lora.yaml. A group is a video of 
 them, and G responses. Every part runs once, in a process of its own that builds the model, and is written to the JSON
 when it is done; parts that are there already are not run again.
 
-packed           the trainer's path with the pixels encoded once: scoring, capture, weights, packed update
-inside           the same where the update's own forward pass gives log-probabilities, frame attention and weights
+packed           the trainer's path, pixels encoded once: a packed update (DAPO); the scoring pass, capture and weights
+inside           APPO with one update per rollout: captured and weighed between the packed update's forward and backward
 rows             what a stock trainer would run if it carried the video: G micro-batches of one row, pixels each time
 generate-once    a few tokens of G responses from one prefill (the trainer's path)
 generate-copies  the same from G copies of the prompt with its pixels (stock)
@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,6 @@ from appo.experiments.plan.architecture import VideoShape
 from appo.experiments.plan.memory import CPU, Run
 from appo.experiments.plan.phases import phases
 from appo.models.families import family_of
-from appo.models.log_probs import score_group
 
 PROJECTIONS = 4  # random directions along which gradients are compared
 SPARE = 1.5e9  # bytes beyond the plan's peak that must be free: libraries and the allocator's gaps
@@ -64,11 +64,11 @@ class Group(GroupUpdate):
         """The scoring pass of the weights."""
         self.scores = self.score(CAPTURE_LAYERS)
 
-    def weigh(self) -> Any:
+    def weights(self, scores: Any) -> Any:
         """Token weights; how many frames were crucial decides what they cost."""
-        weights = self.weights(self.scores)
+        weights = super().weights(scores)
         self.crucial_frames = int(weights.crucial_F.sum())
-        return weights.weights_GN
+        return weights
 
     def row(self, number: int) -> None:
         """One response's micro-batch of one row, with the pixels."""
@@ -78,15 +78,9 @@ class Group(GroupUpdate):
         one.rows("sdpa", grad=True, rows_per_call=1)
         self.log_prob_sum = one.log_prob_sum
 
-    def update_with_capture(self) -> None:
-        """Forward with capture, weights, backward: no scoring pass."""
-        self._use("appo")
-        self.scores = score_group(self.model, self.prompt, self.responses, capture_layers=CAPTURE_LAYERS)
-        self._loss(self.scores.log_probs_GN, self.advantages_G, self.weigh()).backward()
-
-    def _loss(self, log_probs: Tensor, advantages_G: Tensor, weights: Any = 1.0) -> Tensor:  # type: ignore[override]
+    def _loss(self, log_probs: Tensor, advantages: Tensor) -> Tensor:  # type: ignore[override]
         self.log_prob_sum += float(log_probs.detach().sum())
-        return -((log_probs - log_probs.detach()).exp() * advantages_G[:, None] * weights).sum()
+        return super()._loss(log_probs, advantages)
 
 
 def calls_of(part: str, group: Group) -> dict[str, list[Callable[[], Any]]]:
@@ -97,10 +91,10 @@ def calls_of(part: str, group: Group) -> dict[str, list[Callable[[], Any]]]:
             **once,
             "score": [partial(group.score, 0)],
             "score+capture": [group.capture],
-            "weights": [group.weigh],
+            "weights": [lambda: group.weights(group.scores)],
             "update": [partial(group.packed, grad=True)],
         },
-        "inside": {**once, "update+capture+weights": [group.update_with_capture]},
+        "inside": {**once, "update+capture+weights": [group.weighted]},
         "rows": {"update": [partial(group.row, number) for number in range(G)]},
         "generate-once": {**once, "generate": [group.generate_once_read]},
         "generate-copies": {"generate": [partial(group.generate, "sdpa", rows_per_call=G)]},
@@ -160,7 +154,7 @@ def gradient_distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def plan(args: argparse.Namespace) -> dict[str, int]:
-    """Bytes that `appo plan` says the phases need, without an optimiser, in float32 on a CPU."""
+    """Bytes that `appo plan` says each phase needs, without an optimiser, in float32 on a CPU."""
     prompt = prompt_of(skeleton(args.model), args.prompt, "cpu")
     assert prompt.video_grid_thw is not None
     frames, rows, columns = prompt.video_grid_thw[0].tolist()
@@ -179,16 +173,18 @@ def plan(args: argparse.Namespace) -> dict[str, int]:
         capture_layers=CAPTURE_LAYERS,
         kernels=CPU,
     )
-    return {phase.name: phase.total for phase in phases(run)}
+    scored = {phase.name: phase.total for phase in phases(replace(run, scoring_pass=True))}
+    return scored | {"inside": phases(run)[-1].total}
 
 
 def summary(parts: dict[str, Any], planned: dict[str, int]) -> dict[str, dict[str, float]]:
     """Ratios and shares of the parts that are there."""
     found = {clock: ratios(parts, clock) for clock in ("seconds", "processor_seconds")}
-    if "packed" in parts:
-        peak = parts["packed"]["peak_bytes"]
-        pairs = {"score": "score+capture", "update": "update"}
-        found["predicted:measured peak"] = {phase: planned[phase] / peak[name] for phase, name in pairs.items()}
+    peak = {f"{part}/{name}": size for part, one in parts.items() for name, size in one["peak_bytes"].items()}
+    pairs = {"score": "packed/score+capture", "update": "packed/update", "inside": "inside/update+capture+weights"}
+    found["predicted:measured peak"] = {
+        name: planned[phase] / peak[name] for phase, name in pairs.items() if name in peak
+    }
     if {"packed", "rows"} <= parts.keys():
         one, other = parts["rows"], parts["packed"]
         found["packed against rows"] = {

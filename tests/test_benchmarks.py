@@ -239,14 +239,19 @@ def test_step_cost_gives_every_way_the_same_tokens(tmp_path: Path) -> None:
         "carried": 2 * 4,  # in generation, and in the update
         "stock": 4,  # in generation
     }
-    assert ways["appo"]["parts"]["score"] > 0
+    assert ways["appo"]["parts"]["weights"] > 0
     others = ("grpo", "rows", "carried", "stock")
-    assert not any(ways[name]["parts"].get("score") for name in others)
+    assert not any(ways[name]["parts"].get("weights") for name in others)
     quotients = {f"{way}:appo": ways[way]["median"] / ways["appo"]["median"] for way in others}
     assert result["ratios"]["wall"] == pytest.approx(quotients)
     generating = {name: way["processor_median"] - way["parts"]["decode"] for name, way in ways.items()}
     quotients = {f"{way}:appo": generating[way] / generating["appo"] for way in others}
     assert result["ratios"]["without decode"] == pytest.approx(quotients)
+    again = run_step(tmp_path, "--model", "untrained", "--ways", "stock", "--append")["ways"]
+    assert list(again) == list(ways)
+    assert again["appo"]["seconds"] == pytest.approx(ways["appo"]["seconds"], rel=1e-4)
+    with pytest.raises(SystemExit, match="has other settings"):
+        run_step(tmp_path, "--model", "untrained", "--ways", "stock", "--append", "--seed", "0", "--group", "2")
 
 
 class KeepGradients(TrainerCallback):
