@@ -160,6 +160,7 @@ def test_calls_about_rows_get_the_videos_of_their_groups():
     prompts = [
         Prompt(
             torch.tensor([[9]]),
+            torch.tensor([[0]]),
             pixel_values_videos=torch.full((2, 3), float(i)),
             video_grid_thw=torch.tensor([[1, 2, i + 1]]),
         )

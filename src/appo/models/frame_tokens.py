@@ -65,7 +65,8 @@ def spans_of_runs(is_vision_L: Tensor, video_spans_V3: Tensor) -> FrameSpans:
     Raises:
         ValueError: a video's placeholders are neither.
     """
-    frame_L, frames_per_video = torch.full(is_vision_L.shape, -1, device=is_vision_L.device), []
+    frame_L = torch.full(is_vision_L.shape, -1, device=is_vision_L.device)
+    frames_per_video: list[int] = []
     for start, end, frames in video_spans_V3.tolist():
         edges = torch.nn.functional.pad(is_vision_L[start:end].int(), (1, 1)).diff().nonzero()[:, 0] + start
         runs = [(first, stop) for first, stop in edges.view(-1, 2).tolist()]

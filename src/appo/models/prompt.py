@@ -123,7 +123,7 @@ class Prompt:
 
     def with_features(self, images: Features | None, videos: Features | None) -> Prompt:
         """The prompt with these features (or those of another prompt about the same) in the place of its pixels."""
-        gone = dict.fromkeys((*PIXELS, "pixel_attention_mask"))
+        gone: dict[str, Any] = dict.fromkeys((*PIXELS, "pixel_attention_mask"))
         return replace(self, **gone, image_features=images, video_features=videos)
 
     def without_pixels(self) -> Prompt:
