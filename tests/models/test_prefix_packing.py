@@ -96,6 +96,13 @@ def test_packed_equals_rows(shape, lengths, architecture, heads, precision, temp
     )
 
 
+def test_states_go_on_wherever_a_prompt_ends_among_the_chunks_of_linear_attention():
+    """transformers runs 64 tokens at once, counted from the start of a row or of a segment."""
+    prompt, responses = in_double(random_prompt(PromptShape(text=130, timestamps=True))), random_responses([70, 3])
+    model = shared_model(architecture="qwen3_5", dtype=torch.float64)
+    assert_equal_scores(*score_both_ways(model, prompt, responses), 1e-9)
+
+
 def test_packing_is_as_small_as_it_can_be():
     """P - 1 shared positions and one for each response token; every label once."""
     prompt, responses = random_prompt(PromptShape()), random_responses([2, 5, 1])
