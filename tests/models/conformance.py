@@ -129,11 +129,12 @@ def _log_probs(model: Any, prompt: Prompt, response: Tensor) -> Tensor:
 def check_capture_is_eager(
     model: Any, eager: Any, prompt: Prompt, responses: list[Tensor], frames: list[int], layers: int = 2
 ) -> None:
-    """Attention of each response token to each frame, packed and as rows, = eager attention by plain loops."""
+    """Attention of each response token to each frame, packed, as rows, and of eager = eager's by plain loops."""
     use_pretrained_positions(eager)
     eager.load_state_dict(model.state_dict())
-    packed = score_group(model, prompt, responses, capture_layers=layers)
-    rows = score_group(model, prompt, responses, capture_layers=layers, shared_prefix=False)
+    found = [score_group(model, prompt, responses, capture_layers=layers, shared_prefix=way) for way in (True, False)]
+    with mock.patch.object(functional, "softmax", _softmax):
+        found.append(score_group(eager, prompt, responses, capture_layers=layers))
     for g, response in enumerate(responses):
         with mock.patch.object(functional, "softmax", _softmax):
             attentions = eager(**row_of(eager, prompt, response), output_attentions=True, use_cache=False).attentions
@@ -143,7 +144,7 @@ def check_capture_is_eager(
                 tokens = [at for at, frame in enumerate(frames) if frame == f]
                 mass = [layer[0, :, prompt.length - 1 + n, tokens].double().mean() for layer in attentions[-layers:]]
                 expected_NF[n, f] = sum(mass) / layers
-        for scores in (packed, rows):
+        for scores in found:
             assert scores.frame_attention_GNF is not None
             torch.testing.assert_close(
                 scores.frame_attention_GNF[g, : len(response)], expected_NF, rtol=CLOSE, atol=1e-15

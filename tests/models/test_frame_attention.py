@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention as flex
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.method.perception import TILE_ROWS, token_weights
@@ -187,11 +188,48 @@ def test_layers_out_of_range_are_refused(layers):
         pass
 
 
-def test_eager_is_refused_with_the_fix():
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_any_kernel_can_be_captured_and_packed(attention, window, monkeypatch):
+    """Also those that add their mask, or hide it in a block mask. Flex runs forward only on a CPU."""
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax_in_double)
+    text = {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    prompt, responses = in_double(random_prompt(PromptShape(videos=((3, 1, 2),) * 7))), random_responses([3, 5, 1])
+    expected = score_group(build_tiny_model(dtype=torch.float64, text=text), prompt, responses, shared_prefix=False)
+    model = build_tiny_model(dtype=torch.float64, text=text)
+    model.config.get_text_config()._attn_implementation_internal = attention
+    for shared_prefix in (True, False):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            scores = score_group(model, prompt, responses, shared_prefix=shared_prefix)
+        torch.testing.assert_close(scores.log_probs_GN, expected.log_probs_GN, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(scores.frame_attention_GNF, expected.frame_attention_GNF, rtol=1e-9, atol=1e-15)
+
+
+def softmax_in_double(x, dim, dtype=None):
+    """transformers' eager attention rounds its softmax to float32 even in a float64 model."""
+    return x.softmax(dim, None if x.dtype == torch.float64 else dtype)
+
+
+def test_eager_attention_packs_with_the_gradients_of_rows():
+    prompt, responses = random_prompt(PromptShape()), random_responses([3, 5, 1])
+    results = []
+    for attention, shared_prefix in (("eager", True), ("sdpa", False)):
+        model = build_tiny_model(attention=attention)
+        score_group(model, prompt, responses, shared_prefix=shared_prefix).log_probs_GN.sin().sum().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[1].items():
+        torch.testing.assert_close(results[0][name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_an_unknown_kernel_is_refused_with_the_fix():
+    """Its mask would silently be none at all."""
     _, frame_BL, query_BN = left_padded_batch()
+    model = build_tiny_model()
+    model.config.get_text_config()._attn_implementation_internal = "unregistered"
     with (
         pytest.raises(ValueError, match='attn_implementation="sdpa"'),
-        capture_frame_attention(tiny_model(attention="eager"), frame_BL, query_BN, frames=5),
+        capture_frame_attention(model, frame_BL, query_BN, frames=5),
     ):
         pass
 

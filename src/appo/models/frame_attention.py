@@ -174,7 +174,8 @@ def _wrapped(base: str) -> Callable[..., Any]:
         prefix_layout: PrefixLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        qkv, layer = (query_BALD, key_BKLD, value_BKLD), module.layer_idx
+        layer: Any = module.layer_idx
+        qkv = (query_BALD, key_BKLD, value_BKLD)
         kernel = partial(_kernel(base, module), module, **kwargs)
         scaling, window = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5, kwargs.get("sliding_window")
         # Once: gradient checkpointing comes by a second time.
@@ -199,10 +200,10 @@ def _wrapped(base: str) -> Callable[..., Any]:
 
 def _kernel(base: str, module: nn.Module) -> Callable[..., Any]:
     """The attention function that a layer would run; each of transformers' modelling files has an eager one."""
-    if base != "eager":
-        return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
     files = [sys.modules[cls.__module__] for cls in type(module).__mro__]
-    return next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))
+    eager = (file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))
+    kernel: Callable[..., Any] = next(eager) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+    return kernel
 
 
 def _additive_dtype(base: str, query: Tensor) -> torch.dtype | None:
@@ -267,7 +268,7 @@ def _copied_capture(
 def _one_hot_attention(attend: Callable[[Tensor], Tensor], pool_BLF: Tensor, key: Tensor) -> Tensor:
     """float32 (B, Q, F), averaged over heads: ``attend`` makes (B, Q, A, D) of values (B, L, D), as wide as keys."""
     parts, D, precision = [], key.shape[-1], torch.promote_types(key.dtype, torch.float32)
-    for pool_BLf in pool_BLF.split(D, dim=-1):
+    for pool_BLf in torch.split(pool_BLF, D, dim=-1):
         # Ones are exact in half precision, 1 / tokens of a frame need not be.
         values_BLD = functional.pad((pool_BLf > 0).to(key.dtype), (0, D - pool_BLf.shape[-1]))
         mass_BQD = attend(values_BLD).mean(dim=2, dtype=precision)

@@ -10,8 +10,9 @@ L = S + N; A attention heads, K key/value heads, X either of them, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,9 +55,15 @@ class PrefixLayout:
         """(G, X, N, ..): the segments of a packed (1, X, T, ..), one a row."""
         return x_1XT[0][:, self.index_GN].transpose(0, 1)
 
+    @cached_property
+    def places(self) -> tuple[Tensor, ...]:
+        """Row and column of each real token, in the order in which segments are packed."""
+        return self.mask_GN.nonzero(as_tuple=True)
+
     def packed(self, x_GXN: Tensor) -> Tensor:
-        """(1, X, n, ..), the inverse without the prefix: row-major order is the order in which segments are packed."""
-        return x_GXN.transpose(0, 1)[:, self.mask_GN][None]
+        """(1, X, n, ..), the inverse of :meth:`segments`, without the prefix."""
+        row_n, column_n = self.places
+        return x_GXN.transpose(0, 1)[:, row_n, column_n][None]
 
     def rows(self, x_1XT: Tensor) -> Tensor:
         """(G, X, L, ..): each segment behind a copy of the prefix."""
@@ -111,7 +118,7 @@ def copied_prefix_attention(
     query_1ATD, key_1KTD, value_1KTD = qkv
     prefix_1SAD = kernel(*(x[:, :, : layout.prefix] for x in qkv), masks[0])[0]
     own_GNAD = kernel(layout.segments(query_1ATD), layout.rows(key_1KTD), layout.rows(value_1KTD), masks[1])[0]
-    return torch.cat([prefix_1SAD, own_GNAD[layout.mask_GN][None]], dim=1)
+    return torch.cat([prefix_1SAD, own_GNAD[layout.places][None]], dim=1)
 
 
 # -- no copies: flash attention of torch, merged by log-sum-exps ---------------------------------------------------
@@ -130,7 +137,7 @@ def merges(qkv: tuple[Tensor, Tensor, Tensor], layout: PrefixLayout, kwargs: dic
     ):
         return False
     if query.device.type == "cpu":
-        return query.dtype.is_floating_point and torch.backends.cuda.flash_sdp_enabled()
+        return bool(torch.backends.cuda.flash_sdp_enabled())  # type: ignore[no-untyped-call]  # of all devices
     if query.device.type != "cuda" or query.shape[-1] % 8:
         return False
     params = torch.backends.cuda.SDPAParams(*_as_autocast(qkv), None, 0.0, False, True)
@@ -139,7 +146,7 @@ def merges(qkv: tuple[Tensor, Tensor, Tensor], layout: PrefixLayout, kwargs: dic
 
 def merged_attention(qkv: tuple[Tensor, Tensor, Tensor], layout: PrefixLayout, scaling: float) -> Tensor:
     """(1, T, A, D): attention of a packed group from q (1, A, T, D), k and v (1, K, T, D). Not in the paper; exact."""
-    merged: Tensor = _MergedAttention.apply(*_as_autocast(qkv), layout, scaling)
+    merged: Tensor = _MergedAttention.apply(*_as_autocast(qkv), layout, scaling)  # type: ignore[no-untyped-call]
     return merged
 
 
@@ -148,9 +155,9 @@ def segment_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (1, A, n, D) and log-sum-exp (1, A, n) of the segments' queries over the prefix and their own segment."""
     S, (query, key, value) = layout.prefix, _as_autocast(qkv)
-    prefix_1AnD, prefix_lse = _attend(query[:, :, S:], key[:, :, :S], value[:, :, :S], False, scaling)
+    prefix_1AnD, prefix_lse = _attend((query[:, :, S:], key[:, :, :S], value[:, :, :S]), False, scaling)
     # Padding stands behind a segment's real tokens: causality hides it.
-    own_GAND, own_lse = _attend(*(layout.segments(x) for x in (query, key, value)), True, scaling)
+    own_GAND, own_lse = _attend([layout.segments(x) for x in (query, key, value)], True, scaling)
     own_lse = layout.packed(own_lse)
     share = torch.sigmoid(prefix_lse - own_lse)[..., None]  # of the prefix in the softmax over both
     merged = prefix_1AnD * share + layout.packed(own_GAND) * (1 - share)
@@ -162,11 +169,9 @@ class _MergedAttention(torch.autograd.Function):
     the probabilities of the whole row, and so its own part of the gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scaling: float) -> Tensor:
         prefix = [x[:, :, : layout.prefix] for x in (query, key, value)]
-        prefix_1ASD, prefix_lse = _attend(*prefix, True, scaling)
+        prefix_1ASD, prefix_lse = _attend(prefix, True, scaling)
         own_1AnD, own_lse = segment_attention((query, key, value), layout, scaling)
         out_1TAD = torch.cat([prefix_1ASD.transpose(1, 2), own_1AnD.transpose(1, 2)], dim=1)
         ctx.save_for_backward(query, key, value, out_1TAD, torch.cat([prefix_lse, own_lse], dim=2))
@@ -174,50 +179,48 @@ class _MergedAttention(torch.autograd.Function):
         return out_1TAD
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_1TAD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_1TAD: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out_1TAD, lse_1AT = ctx.saved_tensors
         layout, S, scaling = ctx.layout, ctx.layout.prefix, ctx.scaling
-        # What a backward kernel reads of its queries (gradient, query, output, log-sum-exp), and of its keys.
-        of_query = (grad_1TAD.transpose(1, 2), query, out_1TAD.transpose(1, 2), lse_1AT)
-        of_keys = (key, value)
-        first, later = [x[:, :, :S] for x in of_query], [x[:, :, S:] for x in of_query]
-        keys = [x[:, :, :S] for x in of_keys]
-        prefix = _attend_backward(*first, *keys, True, scaling)
-        across = _attend_backward(*later, *keys, False, scaling)
-        grad_GAND, *rest = (layout.segments(x) for x in (*of_query, *of_keys))
+        # What a backward kernel reads of its queries (gradient, output, log-sum-exp, query), and of its keys.
+        of_query = (grad_1TAD.transpose(1, 2), out_1TAD.transpose(1, 2), lse_1AT, query)
+        of_prefix = [x[:, :, :S] for x in (key, value)]
+        prefix = _attend_backward([x[:, :, :S] for x in of_query], of_prefix, True, scaling)
+        across = _attend_backward([x[:, :, S:] for x in of_query], of_prefix, False, scaling)
+        grad_GAND, *rest = (layout.segments(x) for x in of_query)
         grad_GAND = grad_GAND.masked_fill(~layout.mask_GN[:, None, :, None], 0.0)  # padding repeats a real token
-        within = _attend_backward(grad_GAND, *rest, True, scaling)
+        of_own = [layout.segments(x) for x in (key, value)]
+        within = _attend_backward((grad_GAND, *rest), of_own, True, scaling)
         own = [layout.packed(x) for x in within]
         grad_query = torch.cat([prefix[0], across[0] + own[0]], dim=2)
         grad_key, grad_value = (torch.cat([prefix[i] + across[i], own[i]], dim=2) for i in (1, 2))
         return grad_query, grad_key, grad_value, None, None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
+def _attend(qkv: Sequence[Tensor], is_causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
     """Output (B, A, Q, D) and log-sum-exp (B, A, Q). Query heads share key heads without copies."""
     aten: Any = torch.ops.aten
-    if query.device.type == "cpu":
-        flash = aten._scaled_dot_product_flash_attention_for_cpu
-    else:
-        flash = aten._scaled_dot_product_flash_attention
-    out, lse, *_ = flash(query, key, value, 0.0, is_causal, scale=scaling)
+    on_cpu = qkv[0].device.type == "cpu"
+    flash = aten._scaled_dot_product_flash_attention_for_cpu if on_cpu else aten._scaled_dot_product_flash_attention
+    out, lse, *_ = flash(*qkv, 0.0, is_causal, scale=scaling)
     return out, lse
 
 
 def _attend_backward(
-    grad: Tensor, query: Tensor, out: Tensor, lse: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float
+    of_query: Sequence[Tensor], of_keys: Sequence[Tensor], is_causal: bool, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, from an output and log-sum-exp that may be those of more keys."""
+    """Gradients of query, key and value. The output and log-sum-exp may be those of more keys than are given."""
     aten: Any = torch.ops.aten
+    (grad, out, lse, query), (key, value) = of_query, of_keys
     tensors = (grad, query, key, value, out, lse.contiguous())
     if query.device.type == "cpu":
-        backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return backward(*tensors, 0.0, is_causal, scale=scaling)  # type: ignore[no-any-return]
-    seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # unread: there is no dropout
-    lengths = (None, None, query.shape[2], key.shape[2])
-    backward = aten._scaled_dot_product_flash_attention_backward
-    return backward(*tensors, *lengths, 0.0, is_causal, seed, seed, scale=scaling)  # type: ignore[no-any-return]
+        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, is_causal, scale=scaling)
+    else:  # the arguments with which torch's own ring attention calls it; the seed is unread, for there is no dropout
+        seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
+        rest = (None, None, query.shape[2], key.shape[2], 0.0, is_causal, seed, seed)
+        gradients = aten._scaled_dot_product_flash_attention_backward(*tensors, *rest, scale=scaling)
+    return gradients  # type: ignore[no-any-return]
 
 
 def _as_autocast(qkv: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
