@@ -29,6 +29,7 @@ class Qwen35(Qwen2VL):
     """Qwen3.5. The time of each frame is written as text before it."""
 
     model_types = ("qwen3_5",)
+    vllm = False  # nobody has compared its positions and prompts
 
     def prepare(self) -> None:
         """Have layers of linear attention keep to a packed group's layout. Positions are right as they are."""
