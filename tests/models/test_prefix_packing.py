@@ -195,6 +195,7 @@ def test_chunks_hold_less_for_the_backward_pass():
 
     def fused(shift_labels, **inputs):
         logits = model(**inputs).logits
+        assert logits.shape[1] == shift_labels.shape[1] == 24 * (chunk or 8), "the head runs over responses alone"
         log_probs = -functional.cross_entropy(logits[0], shift_labels[0], reduction="none", ignore_index=-100)
         return SimpleNamespace(log_probs=log_probs[None], entropy=None)
 

@@ -1,7 +1,7 @@
 """Models for TRL to call with the token ids of whole groups: they add what the groups' prompts show.
 
 Shape suffixes: B rows = Q groups x G responses, G responses of a group, N response tokens (padded), L = prompt and
-response tokens (padded), T positions of a packed group, H hidden size, F frames.
+response tokens (padded), T positions of a packed group, S of them shared, n = T - S, H hidden size, F frames.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from appo.models.families import family_of
 from appo.models.log_probs import packed_capture, stack_chunks
@@ -107,14 +108,16 @@ class PackedModel:
         """
         is_empty = not any(len(response) for response in responses)
         packed = pack_group(self._base, prompt, [prompt.ids_1P[0, -1:]] if is_empty else responses)
-        labels_1T = torch.full_like(packed.labels_1T, IGNORED) if is_empty else packed.labels_1T
-        emitting_1T = labels_1T != IGNORED
+        S = packed.layout.prefix
+        labels_1n = torch.full_like(packed.labels_1T, IGNORED)[:, S:] if is_empty else packed.labels_1T[:, S:]
+        emitting_1n = labels_1n != IGNORED
         layers = self._layers if prompt.has_video else 0
 
         def run() -> tuple[Tensor, Tensor | None]:
-            outputs = self._model(**packed.inputs, shift_labels=labels_1T, **captured, **kwargs)
+            with _hidden_from(S, self._model, self._base):
+                outputs = self._model(**packed.inputs, shift_labels=labels_1n, **captured, **kwargs)
             packed.layout.assert_kept()
-            return outputs.log_probs[emitting_1T], None if outputs.entropy is None else outputs.entropy[emitting_1T]
+            return outputs.log_probs[emitting_1n], None if outputs.entropy is None else outputs.entropy[emitting_1n]
 
         capturing: Any = packed_capture(self._base, prompt, packed, layers) if layers else nullcontext()
         with capturing as capture, _last_hidden(self._base if self._layers else None) as hidden:
@@ -125,6 +128,23 @@ class PackedModel:
             return log_probs, entropy, None
         attention_GNF = None if capture is None else capture.attention_BNF
         return log_probs, entropy, GroupPass(hidden[0][0, packed.layout.index_GN], packed.layout.mask_GN, attention_GNF)
+
+
+@contextmanager
+def _hidden_from(start: int, model: Any, base: Any) -> Iterator[None]:
+    """Meanwhile the final hidden states of the model that runs are those from this position on: what precedes emits
+    nothing, but without Triton TRL's LM head would run over it. ``model`` may be wrapped, or a reference."""
+
+    def cut(module: Any, inputs: Any, outputs: Any) -> None:
+        outputs.last_hidden_state = outputs.last_hidden_state[:, start:]
+
+    modules = model.modules() if isinstance(model, nn.Module) else [base]
+    inner: Any = next(one for one in modules if isinstance(one, PreTrainedModel))
+    hook = inner.base_model.register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
