@@ -168,16 +168,8 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peak(way: str, cell: Cell, args: argparse.Namespace) -> int:
-    shared = [
-        "--model",
-        args.model,
-        "--device",
-        args.device,
-        "--threads",
-        str(args.threads),
-        "--rows-per-call",
-        str(args.rows_per_call),
-    ]
+    names = ("model", "device", "threads", "rows_per_call")
+    shared = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     words = ["--measure-memory", way, "--cells", f"{cell.prompt}/{cell.response}/{cell.group}", *shared]
     return harness.memory_of_fresh_process(Path(__file__), words)
 
