@@ -58,6 +58,7 @@ OURS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "rows": {"method": "grpo", "shared_prefix": False},
 }
+DEMO_WEIGHTS = {"score_tokens": 8, "top_frames": 2, "frame_tokens": 8}  # for its short responses; else the paper's
 TOTALS = {"wall": "median", "processor": "processor_median"}
 SAMPLING_FPS, MOST_FRAMES, FEWEST_FRAMES = 2.0, 24, 4
 
@@ -156,9 +157,7 @@ def make_trainer(way: str, args: argparse.Namespace, rows: Dataset, folder: Path
         accuracy_reward="fixed_rewards",
         max_resampling_rounds=0,
         overlong_cache=0,
-        score_tokens=8,
-        top_frames=2,
-        frame_tokens=8,
+        **({} if args.prompt_tokens else DEMO_WEIGHTS),
         video_fps=SAMPLING_FPS,
         video_max_frames=most_frames(args),
         video_min_frames=FEWEST_FRAMES,
