@@ -132,7 +132,9 @@ def static_bytes(trainer: APPOTrainer) -> int:
 
 def make_trainer(cell: Cell, folder: Path, seed: int) -> APPOTrainer:
     """A trainer whose every response has all the tokens, on one clip asked about again and again."""
-    names = argparse.Namespace(model=cell.model, seed=seed, frame_tokens=cell.frame_tokens, device="cpu")
+    names = argparse.Namespace(
+        model=cell.model, seed=seed, frame_tokens=cell.frame_tokens, prompt_tokens=0, device="cpu"
+    )
     model, processor = policy(names)
     if cell.precision == "bf16":
         model = model.to(torch.bfloat16)

@@ -50,14 +50,13 @@ PRECISIONS = {
 class Kernels:
     """What differs between machines."""
 
-    packs_head: bool = True  # TRL's fused head projects only positions that emit a response token (it does with Triton)
     head_tile: int = 32768  # words of the vocabulary it projects at once
     head_floats: int = 0  # float32 copies of a tile of logits it holds (Triton: none)
-    # sdpa (keys and values of the responses are copied to every query head) or flash_attention_2
+    # sdpa or flash_attention_2, which copies the prompt's keys and values for each response
     attention: str = "sdpa"
 
 
-CPU = Kernels(packs_head=False, head_floats=7)
+CPU = Kernels(head_floats=7)
 
 
 @dataclass(frozen=True)
@@ -222,28 +221,24 @@ def gathered_bytes(run: Run) -> int:
 def layer_saved_bytes(run: Run) -> int:
     """What one decoder layer keeps for its backward pass, over T packed tokens."""
     a, n = run.architecture, run.numbers
-    H, K, I, T = a.hidden, a.kv_width, a.intermediate, run.tokens_at_once  # noqa: E741
-    e, S, GN = n.activation, run.prompt - 1, run.response_tokens_at_once
+    H, I, T, e = a.hidden, a.intermediate, run.tokens_at_once, n.activation  # noqa: E741
     # A norm keeps its input and its normalised input in float32 (bfloat16: the second in bfloat16); what it emits is
     # kept once by the matrices that read it, or once by each where autocast makes them copies.
-    if n.cast:
-        norms = 2 * (FP32 + FP32) * H + (3 + 2) * e * H
-        own = S * (H + K) * e + T * K * e
-    else:
-        norms = 2 * (FP32 + e + e) * H
-        own = T * (H + 2 * K) * e
+    norms = 2 * (FP32 + FP32) * H + (3 + 2) * e * H if n.cast else 2 * (FP32 + e + e) * H
     statistics = T * (2 * FP32 + a.heads * FP32)
-    attended = 2 * T * H * e  # by the kernel, and as the output matrix reads it
     mlp = 4 * T * I * e
-    return T * norms + own + GN * H * e + _response_keys(run) + attended + statistics + mlp + _lora_saved(run)
+    return T * norms + _attention_saved(run) + statistics + mlp + _lora_saved(run)
 
 
-def _response_keys(run: Run) -> int:
-    """Keys and values of each response, the prompt's in front of them; for SDPA once a query head, and a mask."""
-    a, e, L = run.architecture, run.numbers.activation, run.keys
-    if run.kernels.attention != "sdpa":
-        return 2 * run.responses_at_once * L * a.kv_width * e
-    return 2 * run.responses_at_once * L * a.hidden * e + run.max_completion_length * L * e
+def _attention_saved(run: Run) -> int:
+    """Queries, keys, values and what they attended to; flash attention 2 keeps the segments' apart from the prefix's,
+    and their keys and values behind the prompt's. torch's own is merged from two calls, which share the prompt's."""
+    a, T, e = run.architecture, run.tokens_at_once, run.numbers.activation
+    once = T * (2 * a.hidden + 2 * a.kv_width) * e
+    if run.kernels.attention == "sdpa":
+        return once
+    segments = run.response_tokens_at_once * a.hidden + 2 * run.responses_at_once * run.keys * a.kv_width
+    return once + (T * a.hidden + segments) * e
 
 
 def _lora_saved(run: Run) -> int:
@@ -272,8 +267,7 @@ def layer_forward_bytes(run: Run) -> int:
     rotated = FP32 if n.cast else e  # autocast: keys leave the rotation in float32, values do not
     stream = 3 * T * H * n.residual  # the embeddings, the residual, what the norm emits
     own = T * H * rotated + T * K * (rotated + e) + GN * H * rotated + GN * K * (rotated + e) + T * H * e
-    joined = G * L * K * (rotated + e)
-    copies = G * L * H * (rotated + e) if run.kernels.attention == "sdpa" else 0
-    casts = (G * L * H + GN * H) * e if n.cast else 0
-    attention = own + joined + copies + casts + GN * H * e
-    return stream + max(attention, 3 * T * a.intermediate * e) + run.max_completion_length * L * (e + 1)
+    joined = 0 if run.kernels.attention == "sdpa" else G * L * K * (rotated + e)
+    casts = (T * H + T * K) * e if n.cast else 0
+    attention = own + joined + casts + GN * H * e
+    return stream + max(attention, 3 * T * a.intermediate * e)

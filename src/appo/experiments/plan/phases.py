@@ -206,13 +206,13 @@ def _in_head(run: Run) -> Parts:
     """The fused head's backward pass: a tile of logits, and gradients of its matrix and of hidden states in float32."""
     a, n, k = run.architecture, run.numbers, run.kernels
     emitting = run.response_tokens_at_once
-    rows, words = (emitting if k.packs_head else run.tokens_at_once), min(k.head_tile, a.vocabulary)
-    tile = min(rows, HEAD_ROWS) * (k.head_tile * n.activation + k.head_floats * words * FP32)
+    words = min(k.head_tile, a.vocabulary)
+    tile = min(emitting, HEAD_ROWS) * (k.head_tile * n.activation + k.head_floats * words * FP32)
     matrix = 0 if run.lora_r else a.vocabulary * a.hidden * FP32
     matrix += matrix // 2 if n.gradient == 2 else 0  # the same in bfloat16
     words_cast = words * a.hidden * (n.activation if n.residual != n.activation or n.cast else 0)
-    norm = 3 * _stream(run) + rows * a.hidden * (n.residual if k.packs_head else 0)
-    head = {"LM head": tile + matrix + words_cast + norm + rows * a.hidden * FP32}
+    norm = 3 * _stream(run) + emitting * a.hidden * n.residual
+    head = {"LM head": tile + matrix + words_cast + norm + emitting * a.hidden * FP32}
     return _before(run) | {"kept for backward": kept_bytes(run)} | head
 
 

@@ -208,9 +208,9 @@ def remedies(run: Run) -> Iterator[Remedy]:
         return Remedy(setting, cost, replace(run, **settings))
 
     G = run.num_generations
-    if run.kernels.attention == "sdpa":
-        kernels = replace(run.kernels, attention="flash_attention_2")
-        yield changed("attn_implementation: flash_attention_2", "none; needs flash-attn", kernels=kernels)
+    if run.kernels.attention != "sdpa":
+        kernels = replace(run.kernels, attention="sdpa")
+        yield changed("attn_implementation: sdpa", "none: torch's flash attention, without copies", kernels=kernels)
     if run.prompts_per_call > 1:
         yield changed(f"per_device_train_batch_size: {G}, accumulate", "smaller micro-batches", prompts_per_call=1)
     if not run.gradient_checkpointing:
