@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from appo.models.families import Family, family_of, use_pretrained_positions
-from appo.models.log_probs import score_group
+from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prompt import Prompt
 from appo.rollout.generation import respond
 
@@ -52,6 +52,7 @@ def check_family(case: FamilyCase) -> None:
         check_tokens(model, prompt, frames)
         check_positions(model, prompt, positions)
         check_packed_is_rows(model, prompt, case.responses)
+        check_head(model, prompt, case.responses)
         check_capture_is_eager(model, case.build("eager"), prompt, case.responses, frames)
         check_features_are_pixels(model, prompt, case.responses)
     check_generation_is_greedy(model, case.prompts)
@@ -99,7 +100,7 @@ def check_packed_is_rows(model: Any, prompt: Prompt, responses: list[Tensor]) ->
     for way in ("packed", "rows", "alone"):
         model.zero_grad(set_to_none=True)
         if way == "alone":
-            log_probs = [_log_probs(model, prompt, response) for response in responses]
+            log_probs = [row_log_probs(model, prompt, response) for response in responses]
         else:
             scores = score_group(model, prompt, responses, capture_layers=0, shared_prefix=way == "packed")
             log_probs = [scores.log_probs_GN[g, : len(response)] for g, response in enumerate(responses)]
@@ -120,9 +121,22 @@ def check_packed_is_rows(model: Any, prompt: Prompt, responses: list[Tensor]) ->
                 assert close(own[name], gradients[name], 1e-6 if id(parameter) in tower else CLOSE), name
 
 
-def _log_probs(model: Any, prompt: Prompt, response: Tensor) -> Tensor:
+def row_log_probs(model: Any, prompt: Prompt, response: Tensor) -> Tensor:
+    return _all_log_probs(model, prompt, response).gather(1, response[:, None])[:, 0]
+
+
+def _all_log_probs(model: Any, prompt: Prompt, response: Tensor) -> Tensor:
     logits_NV = model(**row_of(model, prompt, response)).logits[0, prompt.length - 1 : -1]
-    return logits_NV.log_softmax(-1).gather(1, response[:, None])[:, 0]
+    return logits_NV.log_softmax(-1)
+
+
+@torch.no_grad()
+def check_head(model: Any, prompt: Prompt, responses: list[Tensor]) -> None:
+    """What the weights compare, the log-probabilities of all words, are those of the model's own logits."""
+    known = log_probs_at(model, score_group(model, prompt, responses, capture_layers=0))
+    for g, response in enumerate(responses):
+        steps = torch.arange(len(response))
+        assert close(known(torch.full_like(steps, g), steps), _all_log_probs(model, prompt, response))
 
 
 @torch.no_grad()

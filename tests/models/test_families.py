@@ -16,17 +16,17 @@ from appo.models.families.qwen2_vl import in_sequence
 from appo.models.log_probs import score_group
 from appo.models.prompt import Prompt
 from appo.rollout.generation import respond
-from tests.models.conformance import FamilyCase, check_family
+from tests.models.conformance import FamilyCase, check_family, close, row_log_probs
 from tests.support.tiny import (
     ARCHITECTURES,
-    FRAMES_AS_PICTURES,
+    BY_RUNS,
     IMAGE,
     QWEN,
     TIMESTAMPED,
     VIDEO,
     PromptShape,
-    frames_as_pictures,
     in_double,
+    prompt_by_runs,
     random_prompt,
     random_responses,
     tiny_model,
@@ -77,9 +77,9 @@ def pretrained_rule(prompt: Prompt, architecture: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_conformance(architecture):
-    if architecture in FRAMES_AS_PICTURES:
+    if architecture in BY_RUNS:
         prompts, frames = zip(
-            *(frames_as_pictures(shape, architecture, seed) for seed, shape in enumerate(SHAPES)), strict=True
+            *(prompt_by_runs(shape, architecture, seed) for seed, shape in enumerate(SHAPES)), strict=True
         )
         positions = [[[at] for at in range(prompt.length)] for prompt in prompts]
     else:
@@ -96,6 +96,22 @@ def test_conformance(architecture):
             random_responses([3, 1, 5]),
         )
     )
+
+
+def test_frames_whose_tokens_see_each_other_are_read_as_rows():
+    """Larger models of Gemma 4."""
+    bidirectional = {"use_bidirectional_attention": "vision"}
+    model = tiny_model(architecture="gemma4", dtype=torch.float64, text=bidirectional)
+    prompt, responses = in_double(random_prompt(SHAPES[1], 0, "gemma4")), random_responses([3, 1])
+    with pytest.raises(ValueError, match=r"^this gemma4 model has layers .*: set shared_prefix to false to run"):
+        score_group(model, prompt, responses)
+    with torch.no_grad():
+        scores = score_group(model, prompt, responses, shared_prefix=False)
+        alone = [row_log_probs(model, prompt, response) for response in responses]
+        model.config.text_config.use_bidirectional_attention = None
+        causal = row_log_probs(model, prompt, responses[0])
+    assert all(close(scores.log_probs_GN[g, : len(one)], one) for g, one in enumerate(alone))
+    assert not close(alone[0], causal), "the tokens of a frame saw each other"
 
 
 def test_every_family_is_tested():

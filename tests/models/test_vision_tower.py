@@ -37,6 +37,7 @@ def built(architecture: str) -> Any:
 PARTS = {name: {"visual"} for name in QWEN} | {
     "internvl": {"vision_tower", "multi_modal_projector"},
     "smolvlm": {"vision_model", "connector"},
+    "gemma4": {"vision_tower", "embed_vision"},
     **{name: {"vision_tower", "multi_modal_projector"} for name in OTHERS},
 }
 

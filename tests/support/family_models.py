@@ -10,6 +10,10 @@ from typing import Any
 
 from recipes.tiny_policy.processor import CHAT_TEMPLATE
 from transformers import (
+    Gemma4AudioFeatureExtractor,
+    Gemma4ImageProcessor,
+    Gemma4Processor,
+    Gemma4VideoProcessor,
     GenerationConfig,
     GotOcr2ImageProcessor,
     InternVLProcessor,
@@ -34,6 +38,14 @@ INTERNVL_TOKENS = {
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
+}
+GEMMA4_TOKENS = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
 }
 SMOLVLM_TOKENS = ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
@@ -63,6 +75,15 @@ def smolvlm_processor() -> Any:
     return SmolVLMProcessor(images, byte_tokenizer(tokens), videos, image_seq_len=4, chat_template=template)
 
 
+def gemma4_processor() -> Any:
+    """70 tokens a frame are its least; a patch of 2 x 2 pixels keeps the tower small."""
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video|>")
+    template = template.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>")
+    shared = {"patch_size": PATCH, "max_soft_tokens": 70, "pooling_kernel_size": 2}
+    parts = Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(**shared), byte_tokenizer(GEMMA4_TOKENS)
+    return Gemma4Processor(*parts, Gemma4VideoProcessor(**shared), chat_template=template)
+
+
 PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_vl": lambda: qwen_processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
     "qwen2_5_vl": lambda: qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
@@ -70,6 +91,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen3_5": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
     "internvl": internvl_processor,
     "smolvlm": smolvlm_processor,
+    "gemma4": gemma4_processor,
 }
 
 
@@ -81,7 +103,9 @@ def family_model(architecture: str) -> tuple[Any, Any]:
     ids = dict(zip(IDS, tokenizer.convert_tokens_to_ids(special), strict=True))
     if architecture not in QWEN:
         ids["image_token_id"] = processor.image_token_id
+        ids["video_token_id"] = getattr(processor, "video_token_id", -1)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = tiny_model(architecture=architecture, ids=ids, text={"vocab_size": len(tokenizer), **ends})
+    words = dict.fromkeys(("vocab_size", *["vocab_size_per_layer_input"] * (architecture == "gemma4")), len(tokenizer))
+    model = tiny_model(architecture=architecture, ids=ids, text=words | ends)
     model.generation_config = GenerationConfig(do_sample=True, top_k=0, **ends)
     return model, processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -40,8 +43,23 @@ SIDE = 4 * PATCH  # pixels of a picture, where all have one size: 4 tokens
 # Those whose processors write a time as text before each frame.
 TIMESTAMPED = ("qwen3_vl", "qwen3_5")
 QWEN = ("qwen2_vl", "qwen2_5_vl", *TIMESTAMPED)
-FRAMES_AS_PICTURES = ("internvl", "smolvlm")
-ARCHITECTURES = (*QWEN, *FRAMES_AS_PICTURES)
+BY_RUNS = ("internvl", "smolvlm", "gemma4")
+ARCHITECTURES = (*QWEN, *BY_RUNS)
+# Gemma 4: a window of 8 tokens in the first layers; a layer that has the keys of another; logits that are bent.
+TEXT_MODELS: dict[str, dict[str, Any]] = {
+    "internvl": {"model_type": "qwen3"},
+    "smolvlm": {"model_type": "llama"},
+    "gemma4": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", *["full_attention"] * 3],
+        "sliding_window": 8,
+        "num_kv_shared_layers": 1,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCAB,
+        "final_logit_softcapping": 3.0,
+    },
+}
 
 
 def tiny_model(
@@ -65,6 +83,7 @@ def tiny_model(
         "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
         "internvl": (InternVLConfig, InternVLForConditionalGeneration),
         "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+        "gemma4": (Gemma4Config, Gemma4ForConditionalGeneration),
     }[architecture]
     head_dim = 8
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
@@ -72,7 +91,6 @@ def tiny_model(
         rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if architecture in TIMESTAMPED else {})
     config = config_class(
         text_config={
-            **({"internvl": {"model_type": "qwen3"}, "smolvlm": {"model_type": "llama"}}.get(architecture, {})),
             "vocab_size": VOCAB,
             "hidden_size": heads * head_dim,
             "intermediate_size": 48,
@@ -80,16 +98,17 @@ def tiny_model(
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
-            "rope_parameters": rope,
+            **({} if architecture == "gemma4" else {"rope_parameters": rope}),
             "tie_word_embeddings": True,
             "initializer_range": 0.3,
+            **TEXT_MODELS.get(architecture, {}),
             **(_hybrid(layers) if architecture == "qwen3_5" else {}),
             **(text or {}),
         },
         vision_config=_vision_config(architecture, heads * head_dim),
         tie_word_embeddings=True,
         attn_implementation=attention,
-        **(ids if architecture in QWEN else {"image_token_id": ids["image_token_id"]}),
+        **{name: number for name, number in ids.items() if name in config_class.__dataclass_fields__},
     )
     model = model_class(config).eval().to(dtype)
     model.config.pad_token_id = 0
@@ -116,13 +135,13 @@ def _hybrid(layers: int) -> dict[str, Any]:
 
 
 class _KeepDouble(TorchFunctionMode):
-    """Within ``with``, what is float64 is not cast to float32."""
+    """Within ``with``, nothing is cast to float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.float:
+            return args[0].double()
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float:
-                return args[0]
             args = tuple(torch.float64 if value is torch.float32 else value for value in args)
             kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -131,7 +150,7 @@ class _KeepDouble(TorchFunctionMode):
 def norms_in_double(model: torch.nn.Module) -> None:
     """transformers' norms (and states) round to float32 even in a float64 model; not so here."""
     for module in model.modules():
-        if type(module).__name__.endswith(("RMSNorm", "RMSNormGated", "GatedDeltaNet")):
+        if type(module).__name__.endswith(("RMSNorm", "RMSNormGated", "GatedDeltaNet", "Pooler")):
             module.forward = partial(_in_double, module.forward)
 
 
@@ -142,9 +161,11 @@ def _in_double(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _vision_config(architecture: str, out: int) -> dict[str, Any]:
     """A vision tower of one or two blocks; 2 x 2 patches are merged."""
-    if architecture in FRAMES_AS_PICTURES:
+    if architecture in BY_RUNS:
         size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        return size | {"initializer_range": 0.3, "patch_size": PATCH, "image_size": SIDE}
+        size |= {"initializer_range": 0.3, "patch_size": PATCH}
+        own = {"pooling_kernel_size": 2, "position_embedding_size": 64, "head_dim": 8, "num_key_value_heads": 2}
+        return size | (own if architecture == "gemma4" else {"image_size": SIDE})
     shared = {"depth": 1, "num_heads": 2, "initializer_range": 0.3, "patch_size": PATCH, "spatial_merge_size": 2}
     if architecture == "qwen2_vl":
         return shared | {"embed_dim": 16, "hidden_size": out, "mlp_ratio": 2}
@@ -171,8 +192,8 @@ class PromptShape:
 
 def random_prompt(shape: PromptShape, seed: int = 0, architecture: str = "qwen2_5_vl") -> Prompt:
     """Videos, then images, then text."""
-    if architecture in FRAMES_AS_PICTURES:
-        return frames_as_pictures(shape, architecture, seed)[0]
+    if architecture in BY_RUNS:
+        return prompt_by_runs(shape, architecture, seed)[0]
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for frames, height, width in shape.videos:
@@ -195,39 +216,62 @@ def random_prompt(shape: PromptShape, seed: int = 0, architecture: str = "qwen2_
     return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), **vision)
 
 
-def frames_as_pictures(shape: PromptShape, architecture: str, seed: int = 0) -> tuple[Prompt, list[int]]:
-    """The same where each frame is a run of image placeholders, and the true frame of each token.
+def prompt_by_runs(shape: PromptShape, architecture: str, seed: int = 0) -> tuple[Prompt, list[int]]:
+    """The same where each frame is a run of placeholders behind its time, and the true frame of each token.
 
-    Pictures and frames have 4 tokens, whatever the shape says; InternVL's last picture is of two pieces, and SmolVLM's
-    prompts have no pictures, but shorter videos are padded.
+    InternVL, SmolVLM: pictures and frames have 4 tokens, whatever the shape says. InternVL's last picture is of two
+    pieces; SmolVLM's prompts have no pictures, but shorter videos are padded.
     """
     generator = torch.Generator().manual_seed(seed)
     ids, frames, spans = [1], [-1], []
+    sizes, placeholder = [(2, 2)] * sum(count for count, _, _ in shape.videos), IMAGE
+    images = [(2, 2)] * len(shape.images) if architecture == "internvl" else []
+    if architecture == "gemma4":
+        sizes, images = [(h, w) for count, h, w in shape.videos for _ in range(count)], [*shape.images]
+        placeholder = VIDEO
 
     def add(tokens: list[int], frame: int = -1) -> None:
         ids.extend(tokens)
         frames.extend([frame] * len(tokens))
 
     for count, _, _ in shape.videos:
-        start, before = len(ids) + 2, max(frames) + 1
-        for frame in range(count):
+        start = len(ids) + 2
+        for _ in range(count):
+            frame = max(frames) + 1
             add([10 + frame, VISION_START])
-            add([IMAGE] * 4, before + frame)
+            add([placeholder] * math.prod(sizes[frame]), frame)
             add([VISION_END])
         spans.append((start, len(ids) - 1, count))
-    images = len(shape.images) if architecture == "internvl" else 0
-    for image in range(images):
-        add([VISION_START, *[IMAGE] * (4 if image + 1 < images else 8), VISION_END])
+    for number, size in enumerate(images):
+        pieces = 2 if architecture == "internvl" and number + 1 == len(images) else 1
+        add([VISION_START, *[IMAGE] * (pieces * math.prod(size)), VISION_END])
     add(torch.randint(2, 90, (shape.text,), generator=generator).tolist())
-    counts, pictures = [count for count, _, _ in shape.videos], images + (images > 0)
-    pixels = torch.randn(sum(counts) + pictures, 3, SIDE, SIDE, generator=generator)
+    ids_1P, video_spans = torch.tensor([ids]), torch.tensor(spans, dtype=torch.long).view(-1, 3)
+    if architecture == "gemma4":
+        types_1P = (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long()
+        counts = {"num_frames_per_video": video_spans[:, 2]} if sizes else {}
+        vision = counts | _patches("pixel_values_videos", "video_position_ids", sizes, generator)
+        vision |= _patches("pixel_values", "image_position_ids", images, generator)
+        return Prompt(ids_1P, types_1P, video_spans=video_spans, **vision), frames
+    pixels = torch.randn(len(sizes) + len(images) + (len(images) > 0), 3, SIDE, SIDE, generator=generator)
     vision = {"pixel_values": pixels} if len(pixels) else {}
     if architecture == "smolvlm" and vision:
-        videos = pixels.split(counts)
+        videos = pixels.split(video_spans[:, 2].tolist())
         padded = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
         mask = padded([torch.ones(len(video), SIDE, SIDE, dtype=torch.long) for video in videos])
         vision = {"pixel_values": padded(videos), "pixel_attention_mask": mask}
-    return Prompt(torch.tensor([ids]), video_spans=torch.tensor(spans).view(-1, 3), **vision), frames
+    return Prompt(ids_1P, video_spans=video_spans, **vision), frames
+
+
+def _patches(pixels: str, places: str, sizes: list[tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Pictures of (height, width) tokens of 2 x 2 patches each as Gemma 4 takes them, padded to 36 patches."""
+    if not sizes:
+        return {}
+    where = [torch.cartesian_prod(torch.arange(2 * width), torch.arange(2 * height)) for height, width in sizes]
+    values = [torch.rand(len(one), 3 * PATCH**2, generator=generator) for one in where]
+    padded = [torch.nn.functional.pad(one, (0, 0, 0, 36 - len(one))) for one in values]
+    known = [torch.nn.functional.pad(one, (0, 0, 0, 36 - len(one)), value=-1) for one in where]
+    return {pixels: torch.stack(padded), places: torch.stack(known)}
 
 
 def in_double(prompt: Prompt) -> Prompt:

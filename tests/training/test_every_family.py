@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 
 from appo import APPOConfig, APPOTrainer
 from appo.cli.main import main
 from appo.models.families import family_of
 from appo.models.families.base import FAMILIES
+from appo.models.log_probs import score_group
 from appo.reports.run_folder import RunFolder, load_run
 from appo.training.lora import LANGUAGE_LAYERS
 from appo.training.sft import make_sft_trainer
@@ -23,10 +25,10 @@ from tests.support.clips import write_clip
 from tests.support.eval_runs import evaluate, scores
 from tests.support.family_models import PROCESSORS, family_model
 from tests.support.runs import FAST, accuracy_reward, logged, rows_of
-from tests.support.tiny import FRAMES_AS_PICTURES, QWEN
+from tests.support.tiny import BY_RUNS, QWEN
 from tests.training.resume_cases import begin, differences, go_on, killed_after
 
-FRAMES = dict.fromkeys(QWEN, 2) | dict.fromkeys(FRAMES_AS_PICTURES, 4)  # of 4 sampled ones
+FRAMES = dict.fromkeys(QWEN, 2) | dict.fromkeys(BY_RUNS, 4)  # of 4 sampled ones
 LORA = dict.fromkeys(("qwen3_5", "smolvlm"), LoraConfig(r=2, target_modules=LANGUAGE_LAYERS))
 
 
@@ -63,6 +65,10 @@ def test_a_family_trains_resumes_is_shown_and_evaluated(
         assert len(passes) == 2 + 4, "twice for the vision check, once a group"
     assert all(norm > 0 for norm in logged(whole, "grad_norm"))
     assert max(logged(whole, "appo/mean_weight")) > 1, "frame attention chose tokens"
+    prompt = whole.encoder.read(whole.base_model, rows[0]["prompt"])
+    with torch.no_grad():
+        ours = score_group(whole.base_model, prompt, [prompt.ids_1P[0, -4:]], capture_layers=0).log_probs_GN
+        torch.testing.assert_close(whole._log_probs_of_own_words(prompt), ours, rtol=1e-4, atol=1e-4)
     assert differences(go_on(killed_after(tmp_path / "whole", tmp_path / "resumed", 1), rows, **settings), whole) == []
 
     run = load_run(tmp_path / "whole")

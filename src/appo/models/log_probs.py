@@ -158,6 +158,7 @@ class HeadLogProbs:
     log_normalizer_GN: Tensor
     temperature: float
     vocabulary_tile: int = VOCABULARY_TILE
+    softcap: float | None = None  # of the logits (Gemma)
 
     @torch.no_grad()
     def __call__(self, i_n: Tensor, j_n: Tensor) -> Tensor:
@@ -169,15 +170,27 @@ class HeadLogProbs:
         """The same in pieces of at most ``vocabulary_tile`` words."""
         hidden_nH, normalizer_n1 = self.hidden_GNH[i_n, j_n], self.log_normalizer_GN[i_n, j_n, None]
         for start in range(0, len(self.head.weight), self.vocabulary_tile):
-            logits_nv = word_logits(self.head, hidden_nH, slice(start, start + self.vocabulary_tile))
+            logits_nv = word_logits(self.head, hidden_nH, slice(start, start + self.vocabulary_tile), self.softcap)
             yield logits_nv / self.temperature - normalizer_n1
 
 
-def word_logits(head: Any, hidden: Tensor, words: slice | Sequence[int]) -> Tensor:
+def word_logits(head: Any, hidden: Tensor, words: slice | Sequence[int], softcap: float | None = None) -> Tensor:
     """(..., v), float32 at least: the head's logits of some words, from hidden states (..., H)."""
     bias_v = None if head.bias is None else head.bias[words]
     with _in_precision_of(head, hidden):
-        return full_precision(nn.functional.linear(hidden.to(head.weight.dtype), head.weight[words], bias_v))
+        logits = full_precision(nn.functional.linear(hidden.to(head.weight.dtype), head.weight[words], bias_v))
+    return capped(logits, softcap)
+
+
+def softcap_of(base: Any) -> float | None:
+    """Where a model's logits are bent to stay within ± this number."""
+    cap: float | None = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    return cap
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(logits / softcap); None: as they are."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def _in_precision_of(head: Any, hidden: Tensor) -> AbstractContextManager[Any]:
@@ -212,7 +225,8 @@ def log_normalizers(model: Any, hidden_GNH: Tensor, ids_GN: Tensor, log_probs_GN
 def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
     """The log-probabilities of a group that ``model`` has just scored at this temperature."""
     head = model.get_output_embeddings()
-    return HeadLogProbs(head, scores.hidden_GNH, scores.log_normalizer_GN, temperature)
+    normalizer_GN = scores.log_normalizer_GN
+    return HeadLogProbs(head, scores.hidden_GNH, normalizer_GN, temperature, softcap=softcap_of(unwrap(model)))
 
 
 def _check_group(responses: Sequence[Tensor], temperature: float) -> None:
@@ -231,10 +245,11 @@ def _frames(base: Any, prompt: Prompt, length: int) -> tuple[Tensor, int]:
 def _token_log_probs(base: Any, hidden_GNH: Tensor, ids_GN: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """float32 (G, N) log-probabilities of the given tokens and normalisers; logits exist for LOGIT_ROWS at a time."""
     head: Any = base.get_output_embeddings()
+    softcap = softcap_of(base)
 
     def tile(hidden_nH: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
         with _in_precision_of(head, hidden_nH):
-            logits_nV = full_precision(head(hidden_nH)) / temperature
+            logits_nV = capped(full_precision(head(hidden_nH)), softcap) / temperature
         normalizer_n = logits_nV.logsumexp(dim=-1)
         return logits_nV.gather(-1, ids_n[:, None])[:, 0] - normalizer_n, normalizer_n
 

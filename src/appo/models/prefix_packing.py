@@ -47,8 +47,8 @@ def pack_group(model: Any, prompt: Prompt, responses: Sequence[Tensor]) -> Packe
     family = family_of(model)
     if not family.packs:
         raise ValueError(
-            f"{family.config.model_type} models have layers whose state runs through all that precedes, so no prompt "
-            "can be shared: set shared_prefix to false to run ordinary rows"
+            f"this {family.config.model_type} model has layers that no group can be packed behind one prompt for: set "
+            "shared_prefix to false to run ordinary rows"
         )
     ids_1P = prompt.ids_1P
     device, S = ids_1P.device, prompt.length - 1

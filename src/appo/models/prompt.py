@@ -14,7 +14,8 @@ from torch import Tensor
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 # What a processor says per image or video, one entry (or block of patches) after another.
-VISION = (*PIXELS, "pixel_attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+_PLACES = ("pixel_attention_mask", "image_position_ids", "video_position_ids", "num_frames_per_video")
+VISION = (*PIXELS, *_PLACES, "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 _TOKENS = {"ids_1P": "input_ids", "types_1P": "mm_token_type_ids"}
 _OUTPUTS, _SPANS = "mm_encoder_outputs", "video_spans"
 
@@ -62,6 +63,9 @@ class Prompt:
     pixel_values: Tensor | None = None
     pixel_values_videos: Tensor | None = None
     pixel_attention_mask: Tensor | None = None  # int64, the pixels of images that are not padding (SmolVLM)
+    image_position_ids: Tensor | None = None  # int64 (images, patches, 2), where each patch is, -1: padding (Gemma 4)
+    video_position_ids: Tensor | None = None  # int64 (frames, patches, 2)
+    num_frames_per_video: Tensor | None = None  # int64 (videos,)
     image_grid_thw: Tensor | None = None
     video_grid_thw: Tensor | None = None  # int64 (videos, 3), the same
     second_per_grid_ts: Tensor | None = None
@@ -123,7 +127,7 @@ class Prompt:
 
     def with_features(self, images: Features | None, videos: Features | None) -> Prompt:
         """The prompt with these features (or those of another prompt about the same) in the place of its pixels."""
-        gone: dict[str, Any] = dict.fromkeys((*PIXELS, "pixel_attention_mask"))
+        gone: dict[str, Any] = dict.fromkeys((*PIXELS, *_PLACES))
         return replace(self, **gone, image_features=images, video_features=videos)
 
     def without_pixels(self) -> Prompt:

@@ -174,7 +174,7 @@ def _check_mixture(processor: Any, names: Sequence[str], images: int, lengths: s
     name = type(processor).__name__
     if images and lengths and "pixel_values" in names:
         raise PromptError(f"{name} loses pictures beside videos: ask about one of them")
-    if len(lengths) > 1 and "pixel_values" not in names:
+    if len(lengths) > 1 and not {"pixel_values", "num_frames_per_video"} & set(names):
         raise PromptError(
             f"{name} takes videos of equally many frames only, not {sorted(lengths)}: set video_min_frames and "
             "video_max_frames to one number"

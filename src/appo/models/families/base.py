@@ -135,7 +135,7 @@ class Family:
     def vision_parameters(self) -> list[Parameter]:
         """Those between pixels and the language model: the tower's, and of what follows it."""
         inner = self.base.base_model
-        after = [getattr(inner, name, None) for name in ("multi_modal_projector", "connector")]
+        after = [getattr(inner, name, None) for name in ("multi_modal_projector", "connector", "embed_vision")]
         return [parameter for module in (self.tower, *filter(None, after)) for parameter in module.parameters()]
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from appo.models.families import family_or_generic, has_family
-from appo.models.log_probs import word_logits
+from appo.models.log_probs import softcap_of, word_logits
 from appo.models.prompt import Prompt
 from appo.rollout.collectives import gather_values
 from appo.rollout.encoding import PromptEncoder
@@ -182,7 +182,8 @@ class VideoEngine:
     def _allowed(self, scores: GroupScores) -> Tensor:
         """(G, N) log-probability of not sampling a vision placeholder: what vLLM's distribution is normalised by."""
         head, banned_K = self._base.get_output_embeddings(), self._banned
-        logits_GNK = word_logits(head, scores.hidden_GNH, banned_K) / self._generation.temperature
+        softcap = softcap_of(self._base)
+        logits_GNK = word_logits(head, scores.hidden_GNH, banned_K, softcap) / self._generation.temperature
         log_probs_GNK = logits_GNK - scores.log_normalizer_GN[..., None]
         return torch.log1p(-log_probs_GNK.exp().sum(-1).clamp(max=1 - 1e-6))
 
