@@ -141,6 +141,7 @@ def test_rules_without_bounds_keep_to_those_of_the_settings(
 
 
 def test_one_size_cannot_be_set() -> None:
-    for architecture, setting in (("internvl", "video_max_pixels"), ("smolvlm", "image_max_pixels")):
+    settings = {"internvl": "video_max_pixels", "smolvlm": "image_max_pixels", "gemma4": "video_max_pixels"}
+    for architecture, setting in settings.items():
         with pytest.raises(ValueError, match=f"has one size: leave {setting} and .* out"):
             set_pixels(PROCESSORS[architecture](), TrainScript(**{setting: 784}))
