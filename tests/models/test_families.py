@@ -20,10 +20,9 @@ from tests.models.conformance import FamilyCase, check_family, close, row_log_pr
 from tests.support.tiny import (
     ARCHITECTURES,
     BY_RUNS,
-    IMAGE,
-    QWEN,
+    GLM,
+    MROPE,
     TIMESTAMPED,
-    VIDEO,
     PromptShape,
     in_double,
     prompt_by_runs,
@@ -43,13 +42,13 @@ def true_frames(shape: PromptShape, prompt: Prompt) -> list[int]:
     """The frame of each token, from the shape."""
     sizes = [height * width for frames, height, width in shape.videos for _ in range(frames)]
     frames = iter([frame for frame, tokens in enumerate(sizes) for _ in range(tokens)])
-    return [next(frames) if token == VIDEO else -1 for token in prompt.ids_1P[0].tolist()]
+    return [next(frames) if kind == 2 else -1 for kind in prompt.types_1P[0].tolist()]
 
 
 def pretrained_rule(prompt: Prompt, architecture: str) -> list[list[int]]:
     """The Qwen families' rule, token by token: text counts on, a video is (time, height, width) from there, and what
     follows begins behind the largest of its numbers. Qwen3-VL's frames are videos of their own, for text is between."""
-    types = [{IMAGE: 1, VIDEO: 2}.get(token, 0) for token in prompt.ids_1P[0].tolist()]
+    types = prompt.types_1P[0].tolist()
     grids = {
         kind: [] if grid is None else grid.tolist()
         for kind, grid in ((1, prompt.image_grid_thw), (2, prompt.video_grid_thw))
@@ -84,7 +83,7 @@ def test_conformance(architecture):
         positions = [[[at] for at in range(prompt.length)] for prompt in prompts]
     else:
         shapes = [replace(shape, timestamps=architecture in TIMESTAMPED) for shape in SHAPES]
-        prompts = [random_prompt(shape, seed) for seed, shape in enumerate(shapes)]
+        prompts = [random_prompt(shape, seed, architecture) for seed, shape in enumerate(shapes)]
         frames = [true_frames(shape, prompt) for shape, prompt in zip(shapes, prompts, strict=True)]
         positions = [pretrained_rule(prompt, architecture) for prompt in prompts]
     check_family(
@@ -159,7 +158,7 @@ def test_a_group_is_scored_from_a_processors_output_as_it_is(shared_prefix, padd
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(QWEN),
+    st.sampled_from(MROPE),
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3)), max_size=2),
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=2),
     st.integers(1, 6),
@@ -167,7 +166,7 @@ def test_a_group_is_scored_from_a_processors_output_as_it_is(shared_prefix, padd
 )
 def test_positions_are_those_of_pre_training(architecture, videos, images, text, seconds):
     times, timestamps = tuple(seconds[: len(videos)]), architecture in TIMESTAMPED
-    prompt = random_prompt(PromptShape(tuple(videos), tuple(images), text, times, timestamps))
+    prompt = random_prompt(PromptShape(tuple(videos), tuple(images), text, times, timestamps), 0, architecture)
     expected = pretrained_rule(prompt, architecture)
     assert family_of(tiny_model(architecture=architecture)).positions(prompt)[:, 0].T.tolist() == expected
 
@@ -212,12 +211,12 @@ def test_padding_does_not_move_positions_and_copies_keep_the_rule():
     assert model.base_model.get_rope_index.__self__ is model.base_model
 
 
-@pytest.mark.parametrize("architecture", QWEN)
+@pytest.mark.parametrize("architecture", MROPE)
 def test_a_policy_is_scored_where_it_was_sampled_however_long_the_video_is(architecture):
     """Greedy tokens are the likeliest of the scoring pass, though the video ends behind all of the text."""
     model = tiny_model(architecture=architecture, dtype=torch.float64)
     shape = PromptShape(((24, 1, 1),), text=3, seconds=(2.0,), timestamps=architecture in TIMESTAMPED)
-    prompt = in_double(random_prompt(shape))
+    prompt = in_double(random_prompt(shape, 0, architecture))
     model.generation_config.eos_token_id = model.config.text_config.vocab_size - 1
     ((response,),) = respond(model, 0, [prompt], 1, max_new_tokens=6, do_sample=False)
     for shared_prefix in (True, False):
@@ -225,3 +224,47 @@ def test_a_policy_is_scored_where_it_was_sampled_however_long_the_video_is(archi
             scores = score_group(model, prompt, [response], capture_layers=0, shared_prefix=shared_prefix)
             logits = model.get_output_embeddings()(scores.hidden_GNH)[0]
         assert logits.argmax(dim=-1).tolist() == response.tolist()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("architecture", GLM)
+def test_glm_sees_images_beside_videos(architecture, trained):
+    """In one prompt and in one batch, as if each frame were an image: so the model treats them, if it is told so."""
+    model = tiny_model(architecture=architecture, dtype=torch.float64)
+    family = family_of(model)
+    video, image = (
+        in_double(random_prompt(shape, 1, architecture))
+        for shape in (PromptShape(timestamps=True), PromptShape((), ((1, 2), (2, 2))))
+    )
+    ids_1P = torch.cat([image.ids_1P, video.ids_1P, image.ids_1P], dim=1)
+    both = replace(
+        video,
+        ids_1P=ids_1P,
+        types_1P=torch.cat([image.types_1P, video.types_1P, image.types_1P], dim=1),
+        pixel_values=torch.cat([image.pixel_values] * 2),
+        image_grid_thw=torch.cat([image.image_grid_thw] * 2),
+    )
+    frames = torch.tensor([[1, height, width] for count, height, width in video.video_grid_thw for _ in range(count)])
+    as_images = Prompt(
+        ids_1P,
+        (both.types_1P > 0).long(),
+        torch.cat([image.pixel_values, video.pixel_values_videos, image.pixel_values]),
+        image_grid_thw=torch.cat([image.image_grid_thw, frames, image.image_grid_thw]),
+    )
+    found = both if trained else family.encode_vision(both)
+    ids = {"input_ids": ids_1P, "mm_token_type_ids": both.types_1P}
+    logits = model(**ids, **family.vision_inputs([found])).logits
+    expected = model(**as_images.mapping()).logits
+    assert close(logits.detach(), expected.detach())
+    if trained:
+        logits.square().sum().backward()
+        own = [parameter.grad.clone() for parameter in family.tower.parameters()]
+        model.zero_grad()
+        expected.square().sum().backward()
+        assert all(
+            close(one, parameter.grad, 1e-6) for one, parameter in zip(own, family.tower.parameters(), strict=True)
+        )
+    together = [family.encode_vision(prompt) for prompt in (video, image, both)]
+    settings = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None}
+    alone = [respond(model, 0, [prompt], 1, **settings)[0][0].tolist() for prompt in together]
+    assert [group[0].tolist() for group in respond(model, 0, together, 1, **settings)] == alone

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from appo.models.vision_tower import freeze_vision_tower
-from tests.support.tiny import QWEN, tiny_model
+from tests.support.tiny import MROPE, tiny_model
 from tests.training.side_by_side import small
 
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
@@ -34,7 +34,7 @@ def built(architecture: str) -> Any:
     return OTHERS[architecture]() if architecture in OTHERS else tiny_model(architecture=architecture)
 
 
-PARTS = {name: {"visual"} for name in QWEN} | {
+PARTS = {name: {"visual"} for name in MROPE} | {
     "internvl": {"vision_tower", "multi_modal_projector"},
     "smolvlm": {"vision_model", "connector"},
     "gemma4": {"vision_tower", "embed_vision"},

@@ -19,6 +19,7 @@ from appo.training.run import set_pixels
 from appo.video.reader import FrameSampling, read_video
 from tests.support.clips import counted_frames, indices_seen, write_clip
 from tests.support.family_models import PROCESSORS, family_model
+from tests.support.tiny import BY_RUNS, GLM
 
 SAMPLING = FrameSampling(fps=2.0, max_frames=6, min_frames=4)
 TEXT = {"type": "text", "text": "which ?"}
@@ -51,7 +52,7 @@ def test_a_frame_is_where_its_pixels_are(files: list[dict[str, Any]], architectu
     same = FrameSampling(fps=2.0, max_frames=4, min_frames=4)
     prompt = encode(processor, [*parts, TEXT], same)
     spans = family_of(model).spans(prompt)
-    expected = 2 if "qwen" in architecture else 4
+    expected = 4 if architecture in BY_RUNS else 2
     assert spans.frames_per_video == (expected,) * (len(mixture) - mixture.count("p"))
     assert prompt.has_video == (spans.frames > 0)
     name = "pixel_values" if prompt.pixel_values_videos is None else "pixel_values_videos"
@@ -126,7 +127,7 @@ def test_other_runs_are_refused(row: str, frames: int) -> None:
         spans_of_runs(torch.tensor([mark == "v" for mark in row]), torch.tensor([(0, len(row), frames)]))
 
 
-@pytest.mark.parametrize("architecture", ["internvl", "smolvlm"])
+@pytest.mark.parametrize("architecture", ["internvl", "smolvlm", *GLM])
 @pytest.mark.parametrize(("count", "expected"), [(2, 2), (10, 4), (24, 4), (30, 6), (80, 6)])
 def test_rules_without_bounds_keep_to_those_of_the_settings(
     tmp_path: Path, architecture: str, count: int, expected: int

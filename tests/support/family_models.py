@@ -15,6 +15,12 @@ from transformers import (
     Gemma4Processor,
     Gemma4VideoProcessor,
     GenerationConfig,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
+    Glm46VImageProcessor,
+    Glm46VProcessor,
+    Glm46VVideoProcessor,
     GotOcr2ImageProcessor,
     InternVLProcessor,
     InternVLVideoProcessor,
@@ -30,7 +36,7 @@ from transformers import (
 )
 
 from tests.support.byte_tokenizer import byte_tokenizer
-from tests.support.tiny import IDS, PATCH, QWEN, SIDE, tiny_model
+from tests.support.tiny import IDS, PATCH, SIDE, tiny_model
 
 # What the tokenizer calls the tokens that InternVL's processor asks it for.
 INTERNVL_TOKENS = {
@@ -47,6 +53,8 @@ GEMMA4_TOKENS = {
     "boa_token": "<|audio>",
     "eoa_token": "<audio|>",
 }
+QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+GLM_MARKS = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 SMOLVLM_TOKENS = ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
 
@@ -55,6 +63,17 @@ def qwen_processor(processor: Any, video_processor: Any, **settings: Any) -> Any
     shared = {"size": size, "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
     images, videos = Qwen2VLImageProcessor(**shared), video_processor(**shared, **settings)
     return processor(images, byte_tokenizer(), videos, chat_template=CHAT_TEMPLATE)
+
+
+def glm_processor(processor: Any, image_processor: Any, video_processor: Any) -> Any:
+    size = {"shortest_edge": SIDE**2, "longest_edge": 64 * SIDE**2}  # of all frames together
+    shared = {"size": size, "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+    image, video, *marks = ("<|image|>", "<|video|>", *GLM_MARKS)
+    template = CHAT_TEMPLATE.replace("".join(QWEN_TOKENS[at] for at in (2, 1, 3)), marks[2] + video + marks[3])
+    template = template.replace("".join(QWEN_TOKENS[at] for at in (2, 0, 3)), marks[0] + image + marks[1])
+    named = {"image_token": image, "video_token": video, **{f"own_{at}": mark for at, mark in enumerate(marks)}}
+    images, videos = image_processor(**shared), video_processor(**shared)
+    return processor(images, byte_tokenizer(named), videos, chat_template=template)
 
 
 def internvl_processor() -> Any:
@@ -89,6 +108,8 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_5_vl": lambda: qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, cap_pixels_per_frame=False),
     "qwen3_vl": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
     "qwen3_5": lambda: qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, cap_pixels_per_frame=False),
+    "glm4v": lambda: glm_processor(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor),
+    "glm46v": lambda: glm_processor(Glm46VProcessor, Glm46VImageProcessor, Glm46VVideoProcessor),
     "internvl": internvl_processor,
     "smolvlm": smolvlm_processor,
     "gemma4": gemma4_processor,
@@ -99,11 +120,8 @@ def family_model(architecture: str) -> tuple[Any, Any]:
     """The model in float32, and its processor."""
     processor = PROCESSORS[architecture]()
     tokenizer = processor.tokenizer
-    special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    ids = dict(zip(IDS, tokenizer.convert_tokens_to_ids(special), strict=True))
-    if architecture not in QWEN:
-        ids["image_token_id"] = processor.image_token_id
-        ids["video_token_id"] = getattr(processor, "video_token_id", -1)
+    ids = dict(zip(IDS, tokenizer.convert_tokens_to_ids([*QWEN_TOKENS, *GLM_MARKS]), strict=True))
+    ids |= {name: getattr(processor, name, -1) for name in ("image_token_id", "video_token_id")}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = dict.fromkeys(("vocab_size", *["vocab_size_per_layer_input"] * (architecture == "gemma4")), len(tokenizer))
     model = tiny_model(architecture=architecture, ids=ids, text=words | ends)

@@ -13,6 +13,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -30,21 +34,26 @@ from transformers import (
 from appo.models.prompt import PIXELS, Prompt
 
 VOCAB = 96
-VISION_START, VISION_END, IMAGE, VIDEO = 92, 93, 94, 95
+VIDEO_START, VIDEO_END, VISION_START, VISION_END, IMAGE, VIDEO = range(90, 96)
 IDS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
+    "image_start_token_id": VISION_START,
+    "image_end_token_id": VISION_END,
+    "video_start_token_id": VIDEO_START,
+    "video_end_token_id": VIDEO_END,
 }
 PATCH = 14
 SIDE = 4 * PATCH  # pixels of a picture, where all have one size: 4 tokens
 
-# Those whose processors write a time as text before each frame.
-TIMESTAMPED = ("qwen3_vl", "qwen3_5")
-QWEN = ("qwen2_vl", "qwen2_5_vl", *TIMESTAMPED)
+GLM = ("glm4v", "glm46v")
+# Those whose processors write the time of each frame as text.
+TIMESTAMPED = ("qwen3_vl", "qwen3_5", *GLM)
+MROPE = ("qwen2_vl", "qwen2_5_vl", *TIMESTAMPED)
 BY_RUNS = ("internvl", "smolvlm", "gemma4")
-ARCHITECTURES = (*QWEN, *BY_RUNS)
+ARCHITECTURES = (*MROPE, *BY_RUNS)
 # Gemma 4: a window of 8 tokens in the first layers; a layer that has the keys of another; logits that are bent.
 TEXT_MODELS: dict[str, dict[str, Any]] = {
     "internvl": {"model_type": "qwen3"},
@@ -81,14 +90,16 @@ def tiny_model(
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
         "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
         "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
+        "glm4v": (Glm4vConfig, Glm4vForConditionalGeneration),
+        "glm46v": (Glm46VConfig, Glm46VForConditionalGeneration),
         "internvl": (InternVLConfig, InternVLForConditionalGeneration),
         "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
         "gemma4": (Gemma4Config, Gemma4ForConditionalGeneration),
     }[architecture]
     head_dim = 8
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
-    if architecture in QWEN:
-        rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if architecture in TIMESTAMPED else {})
+    if architecture in MROPE:
+        rope |= {"mrope_section": [1, 1, 2]} | ({"mrope_interleaved": True} if "qwen3" in architecture else {})
     config = config_class(
         text_config={
             "vocab_size": VOCAB,
@@ -170,6 +181,8 @@ def _vision_config(architecture: str, out: int) -> dict[str, Any]:
     if architecture == "qwen2_vl":
         return shared | {"embed_dim": 16, "hidden_size": out, "mlp_ratio": 2}
     wide = shared | {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": out}
+    if architecture in GLM:
+        return wide | {"image_size": SIDE}
     if architecture == "qwen2_5_vl":
         return wide | {"fullatt_block_indexes": [0], "window_size": 56, "tokens_per_second": 2}
     deepstack = {"deepstack_visual_indexes": [0, 1]} if architecture == "qwen3_vl" else {}
@@ -195,16 +208,28 @@ def random_prompt(shape: PromptShape, seed: int = 0, architecture: str = "qwen2_
     if architecture in BY_RUNS:
         return prompt_by_runs(shape, architecture, seed)[0]
     generator = torch.Generator().manual_seed(seed)
-    ids: list[int] = [1]
+    if architecture in GLM and shape.videos:
+        shape = replace(shape, images=())  # the model has either
+    frame_token = IMAGE if architecture in GLM else VIDEO
+    ids, types = [1], [0]
+
+    def add(tokens: list[int], kind: int = 0) -> None:
+        ids.extend(tokens)
+        types.extend([kind] * len(tokens))
+
     for frames, height, width in shape.videos:
+        add([VIDEO_START] if architecture in GLM else [])
         blocks = frames if shape.timestamps else 1
         for block in range(blocks):
-            time = [10 + block] if shape.timestamps else []
-            ids += [*time, VISION_START, *[VIDEO] * (frames * height * width // blocks), VISION_END]
+            add([10 + block, VISION_START] if shape.timestamps else [VISION_START])
+            add([frame_token] * (frames * height * width // blocks), 2)
+            add([VISION_END])
+        add([VIDEO_END] if architecture in GLM else [])
     for height, width in shape.images:
-        ids += [VISION_START, *[IMAGE] * (height * width), VISION_END]
-    ids += torch.randint(2, 90, (shape.text,), generator=generator).tolist()
-    ids_1P = torch.tensor([ids])
+        add([VISION_START])
+        add([IMAGE] * (height * width), 1)
+        add([VISION_END])
+    add(torch.randint(2, 90, (shape.text,), generator=generator).tolist())
     vision: dict[str, Tensor] = {}
     if shape.videos:
         grid = torch.tensor([(t, 2 * h, 2 * w) for t, h, w in shape.videos])
@@ -213,7 +238,7 @@ def random_prompt(shape: PromptShape, seed: int = 0, architecture: str = "qwen2_
     if shape.images:
         grid = torch.tensor([(1, 2 * h, 2 * w) for h, w in shape.images])
         vision |= {"pixel_values": _pixels(grid, generator), "image_grid_thw": grid}
-    return Prompt(ids_1P, (ids_1P == IMAGE).long() + 2 * (ids_1P == VIDEO).long(), **vision)
+    return Prompt(torch.tensor([ids]), torch.tensor([types]), **vision)
 
 
 def prompt_by_runs(shape: PromptShape, architecture: str, seed: int = 0) -> tuple[Prompt, list[int]]:

@@ -25,10 +25,10 @@ from tests.support.clips import write_clip
 from tests.support.eval_runs import evaluate, scores
 from tests.support.family_models import PROCESSORS, family_model
 from tests.support.runs import FAST, accuracy_reward, logged, rows_of
-from tests.support.tiny import BY_RUNS, QWEN
+from tests.support.tiny import BY_RUNS, MROPE
 from tests.training.resume_cases import begin, differences, go_on, killed_after
 
-FRAMES = dict.fromkeys(QWEN, 2) | dict.fromkeys(BY_RUNS, 4)  # of 4 sampled ones
+FRAMES = dict.fromkeys(MROPE, 2) | dict.fromkeys(BY_RUNS, 4)  # of 4 sampled ones
 LORA = dict.fromkeys(("qwen3_5", "smolvlm"), LoraConfig(r=2, target_modules=LANGUAGE_LAYERS))
 
 

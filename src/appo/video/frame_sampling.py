@@ -180,6 +180,7 @@ def choose_frames(
         TooFewFramesError: there are fewer frames than the model merges into one.
         ValueError: `sampling` does not fit the processor.
     """
+    from transformers.video_processing_utils import BaseVideoProcessor
     from transformers.video_utils import VideoMetadata
 
     merged = merged_frames(video_processor)
@@ -196,9 +197,13 @@ def choose_frames(
         setattr(chooser, name, value)
     metadata = VideoMetadata(total_num_frames=total_frames, fps=fps, duration=total_frames / fps)
     takes_number = "num_frames" in inspect.signature(video_processor.sample_frames).parameters
-    if takes_number and not hasattr(video_processor, "max_frames"):  # a rule without bounds (InternVL, SmolVLM)
-        wanted = max(int(total_frames / fps * sampling.fps), sampling.min_frames)
-        chosen = chooser.sample_frames(metadata=metadata, num_frames=min(wanted, sampling.max_frames, total_frames))
+    wanted = max(int(total_frames / fps * sampling.fps), sampling.min_frames)
+    wanted = min(wanted, sampling.max_frames, total_frames) // merged * merged
+    unbounded = not hasattr(video_processor, "max_frames")
+    if unbounded and takes_number:  # InternVL, SmolVLM
+        chosen = chooser.sample_frames(metadata=metadata, num_frames=wanted)
+    elif unbounded and hasattr(video_processor, "max_duration"):  # GLM's rule takes neither: transformers' own, evenly
+        chosen = BaseVideoProcessor.sample_frames(chooser, metadata, num_frames=wanted)
     else:
         chosen = chooser.sample_frames(metadata=metadata, fps=sampling.fps, **bounds)
     # Rounding makes the rule of Qwen2-VL add an index past the end at some lengths, e.g. 126 of 1165 frames.

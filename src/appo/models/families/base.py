@@ -54,7 +54,7 @@ class Family:
 
         A sampled placeholder asks for features that no video has: the next forward pass fails, or reads another row's.
         """
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        names = [f"{kind}{mark}_token_id" for kind in ("image", "video", "vision") for mark in ("", "_start", "_end")]
         return sorted({getattr(self.config, name) for name in names if getattr(self.config, name, None) is not None})
 
     def token_types(self, ids: Tensor) -> Tensor:
