@@ -184,10 +184,11 @@ def test_numbers_that_are_not_finite_are_the_losss_to_report_with_a_replay(tmp_p
         trainer.train()
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_normalisers_from_one_words_log_probability_are_those_over_the_vocabulary(bias):
+@pytest.mark.parametrize("kind", ["plain", "bias", "softcap"])
+def test_normalisers_from_one_words_log_probability_are_those_over_the_vocabulary(kind):
     model, prompt = tiny_model(dtype=torch.float64), in_double(random_prompt(PromptShape()))
-    if bias:
+    model.config.get_text_config().final_logit_softcapping = 2.0 if kind == "softcap" else None
+    if kind == "bias":
         head = model.get_output_embeddings()
         head.bias = nn.Parameter(torch.randn(len(head.weight), dtype=torch.float64))
     responses = random_responses([3, 1, 4])

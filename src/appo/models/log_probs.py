@@ -219,7 +219,7 @@ def log_normalizers(model: Any, hidden_GNH: Tensor, ids_GN: Tensor, log_probs_GN
         own_GNH = head.weight[ids_GN]
         logits_GN = full_precision((hidden_GNH.to(own_GNH.dtype)[..., None, :] @ own_GNH[..., None])[..., 0, 0])
     bias_GN = 0.0 if head.bias is None else head.bias[ids_GN]
-    return (logits_GN + bias_GN) / temperature - log_probs_GN
+    return capped(logits_GN + bias_GN, softcap_of(unwrap(model))) / temperature - log_probs_GN
 
 
 def log_probs_at(model: Any, scores: GroupScores, *, temperature: float = 1.0) -> HeadLogProbs:
