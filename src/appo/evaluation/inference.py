@@ -196,11 +196,15 @@ def predict(
         for reply in answered.replies:
             if reply.error:
                 raise ValueError(reply.error)
-            question, (text,) = questions[len(predictions)], reply.texts
-            right = score_answer(text, question.answer, question.kind, question.options)
-            predictions.append(Prediction(question.id, text, right, parse_response(text) is not None))
+            predictions.append(prediction_of(questions[len(predictions)], reply.texts[0]))
         on_progress(len(predictions))
     return predictions
+
+
+def prediction_of(question: VideoQA, text: str) -> Prediction:
+    """A response to a question, scored."""
+    right = score_answer(text, question.answer, question.kind, question.options)
+    return Prediction(question.id, text, right, parse_response(text) is not None)
 
 
 def accuracy(predictions: Sequence[Prediction]) -> Accuracy:

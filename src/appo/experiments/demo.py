@@ -19,26 +19,28 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from appo.data import rows_of
-from appo.evaluation.inference import Accuracy, Prediction, accuracy, predict
+from appo.evaluation.inference import Accuracy, Prediction, accuracy, prediction_of
 from appo.evaluation.inspection import inspect_question
 from appo.files import atomic_write
+from appo.models.families import family_of
+from appo.models.prompt import Prompt
 from appo.reports.console import print_group
 from appo.reports.group_view import ViewSettings
 from appo.reports.page import write_page
 from appo.reports.records import RolloutRecord
 from appo.reports.run_folder import PAGE, RunFolder, load_run
-from appo.rollout.generation import evaluation_mode
+from appo.rollout.generation import evaluation_mode, generate
 from appo.training.config import APPOConfig
 from appo.training.run import fit, make_trainer
 from appo.types import VideoQA
-from appo.world import generate, load_policy
-from appo.world.dataset import HELD_OUT_SEED
-from appo.world.policy import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS
+from appo.world import dataset, load_policy
+from appo.world.policy import MAX_NEW_TOKENS, SAMPLING, WORLD_WEIGHTS, prompt_of
 from appo.world.world import LEVELS
 
 # Held-out questions that the untrained policy gets wrong are sampled every few steps, as a film of training.
 FILMED_QUESTIONS, FILM_EVERY = 4, 5
 PICTURE_WIDTH = 120
+EVALUATION_BATCH = 100  # questions
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,16 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     folder = RunFolder.create(settings.output, {"demo": asdict(settings), "training": config.to_dict()})
     train_questions, held_out = _clips(settings, config, console)
     model, processor = load_policy()
-    before = _evaluate(model, processor, held_out, "before training", console)
+    prompts = _encoded(model, processor, held_out, console)
+    before = _evaluate(model, processor, held_out, prompts, "before training", console)
     trainer = make_trainer(model, processor, rows_of(train_questions, ""), config, folder)
     trainer.add_callback(RewardsMustVary())
     inspect = Inspector(processor, config, folder)
     trainer.add_callback(Filming([q for q, old in _pairs(held_out["L1"], before["L1"]) if not old.right], inspect))
     fit(trainer, console)
     trainer.save_model(str(folder.path / "policy"))
-    after = _evaluate(model, processor, held_out, "after training", console)
+    assert not family_of(model).trains_vision, "the held-out prompts were read by another vision tower"
+    after = _evaluate(model, processor, held_out, prompts, "after training", console)
     inspect_now = partial(inspect, model, step=config.max_steps)
     groups = _example_groups(inspect_now, held_out["L1"], before["L1"], after["L1"])
     old, new = ({level: accuracy(answers) for level, answers in one.items()} for one in (before, after))
@@ -130,27 +134,49 @@ def _clips(
     """Fresh training clips of level L1 (twice what the sampler needs, for dynamic sampling) and held-out ones."""
     count = max(1, 2 * settings.steps * prompts_a_step(config))
     with console.status(f"writing {count + len(LEVELS) * settings.questions} clips (mp4, H.264)"):
-        train = generate(settings.output / "clips" / "train", "L1", count, settings.seed)
+        train = dataset.generate(settings.output / "clips" / "train", "L1", count, settings.seed)
         held_out = {
-            level: generate(settings.output / "clips" / level, level, settings.questions, HELD_OUT_SEED)
+            level: dataset.generate(settings.output / "clips" / level, level, settings.questions, dataset.HELD_OUT_SEED)
             for level in LEVELS
         }
     return train, held_out
 
 
+def _encoded(
+    model: Any, processor: Any, held_out: Mapping[str, Sequence[VideoQA]], console: Console
+) -> dict[str, list[Prompt]]:
+    """The prompts of each level, read once for both evaluations: the vision tower is not trained."""
+    family = family_of(model)
+
+    def encode(question: VideoQA) -> Prompt:
+        prompt = prompt_of(processor, question)
+        return family.encode_vision(prompt) if family.reuses_vision else prompt
+
+    with console.status("reading the held-out clips"):
+        return {level: [encode(question) for question in questions] for level, questions in held_out.items()}
+
+
 def _evaluate(
-    model: Any, processor: Any, held_out: Mapping[str, Sequence[VideoQA]], when: str, console: Console
+    model: Any,
+    processor: Any,
+    held_out: Mapping[str, Sequence[VideoQA]],
+    prompts: Mapping[str, Sequence[Prompt]],
+    when: str,
+    console: Console,
 ) -> dict[str, list[Prediction]]:
-    predictions = {}
+    """Greedy answers, scored."""
+    predictions: dict[str, list[Prediction]] = {level: [] for level in held_out}
     total = sum(len(questions) for questions in held_out.values())
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with Progress(console=console, disable=not console.is_terminal) as progress, evaluation_mode(model):
         task = progress.add_task(f"evaluating {when}", total=total)
-        done = 0
         for level, questions in held_out.items():
-            update = partial(lambda before, answered: progress.update(task, completed=before + answered), done)
-            settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "instruction": "", "on_progress": update}
-            predictions[level] = predict(model, processor, questions, SAMPLING, **settings)
-            done += len(questions)
+            for start in range(0, len(questions), EVALUATION_BATCH):
+                part = slice(start, start + EVALUATION_BATCH)
+                settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0.0}
+                groups = generate(model, processor, prompts[level][part], **settings)
+                texts = processor.batch_decode([ids for (ids,) in groups], skip_special_tokens=True)
+                predictions[level] += map(prediction_of, questions[part], texts)
+                progress.advance(task, len(texts))
     return predictions
 
 

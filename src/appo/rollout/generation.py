@@ -15,6 +15,7 @@ from torch import Tensor
 
 from appo.models.families import family_or_generic
 from appo.models.prompt import Prompt
+from appo.models.prompt_cache import repeated_prompts
 from appo.types import VideoSource
 from appo.video.frame_cache import FrameCache
 from appo.video.frame_sampling import lm_frame_timestamps, merged_frames
@@ -272,7 +273,7 @@ def respond(
 ) -> list[list[Tensor]]:
     """The same with transformers' own generation settings. Each prompt, with its video, is read once. Not in the paper.
 
-    Stock generation copies a prompt G times and reads every copy; here its cache is made once and repeated.
+    Stock generation copies a prompt G times and reads every copy; here all responses attend to one.
 
     Args:
         model: the policy.
@@ -298,15 +299,14 @@ def respond(
     with torch.no_grad():
         family.start_generation()
         cache = _prefill(model, batch, family.vision_inputs(prompts))
-        # Not `batch_repeat_interleave`, which layers of linear attention lack.
-        cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(responses))
         family.repeat_generation(responses)
-        sequences = model.generate(
-            input_ids=ids_BP.repeat_interleave(responses, dim=0),
-            attention_mask=mask_BP.repeat_interleave(responses, dim=0),
-            past_key_values=cache,
-            **generation,
-        ).cpu()
+        with repeated_prompts(family.base, cache, len(prompts), responses):
+            sequences = model.generate(
+                input_ids=ids_BP.repeat_interleave(responses, dim=0),
+                attention_mask=mask_BP.repeat_interleave(responses, dim=0),
+                past_key_values=cache,
+                **generation,
+            ).cpu()
     ends = _end_tokens(model, generation)
     rows = [_until_end(row, ends) for row in sequences[:, longest:]]
     return [rows[start : start + responses] for start in range(0, len(rows), responses)]
