@@ -20,6 +20,7 @@ from appo.video.reader import FrameSampling
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import capture_cost  # noqa: E402
 import decoder_cost  # noqa: E402
 import frame_cache  # noqa: E402
 import harness  # noqa: E402
@@ -220,6 +221,19 @@ def run_step(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     result = step_cost.main([*small, *arguments, "--repeats", "1", "--output", str(output)])
     assert_says_where(result, output, "step_cost")
     return result
+
+
+def test_capture_cost_compares_equal_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "capture.json"
+    small = ["--cells", "200/3", "--group", "2", "--heads", "4", "--head-size", "16", "--repeats", "2", "--no-memory"]
+    result = capture_cost.main([*small, "--output", str(output)])
+    assert_says_where(result, output, "capture_cost")
+    assert [(cell["dtype"], cell["frames"]) for cell in result["cells"]] == [("float32", 3), ("bfloat16", 3)]
+    exact, rounded = (cell["relative_difference"]["one_hot"] for cell in result["cells"])
+    assert 0 < exact < 1e-5 < rounded < 0.02
+    monkeypatch.setattr(capture_cost, "capture_by_one_hot", lambda *given: torch.ones(2, 3, 3))
+    with pytest.raises(SystemExit, match="the ways differ"):
+        capture_cost.main([*small, "--output", str(output)])
 
 
 def test_step_cost_gives_every_way_the_same_tokens(tmp_path: Path) -> None:

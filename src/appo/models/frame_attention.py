@@ -187,10 +187,10 @@ def _wrapped(base: str) -> Callable[..., Any]:
         prefix_layout.layers.add(layer)
         if base == "sdpa" and merges(qkv, prefix_layout, kwargs):
             if capture is not None:
-                capture.captured[layer] = _merged_capture(qkv, prefix_layout, scaling, capture)
+                capture.captured[layer] = capture_by_one_hot(qkv, prefix_layout, scaling, capture)
             return merged_attention(qkv, prefix_layout, scaling), None
         if capture is not None:
-            capture.captured[layer] = _copied_capture(qkv, prefix_layout, scaling, window, capture)
+            capture.captured[layer] = capture_by_scores(qkv, prefix_layout, scaling, window, capture)
         # Flash attention's own mask, with fewer queries than keys, lets the last query see the last key: it needs none.
         masks = (None, None) if "flash" in base else prefix_layout.masks(window, _additive_dtype(base, query_BALD))
         return copied_prefix_attention(kernel, qkv, prefix_layout, masks), None
@@ -234,11 +234,11 @@ def _rows_capture(
     def attend(values_BLD: Tensor) -> Tensor:
         return kernel(query_BALD, key_BKLD, values_BLD[:, None].expand_as(key_BKLD), attention_mask)[0]  # type: ignore[no-any-return]
 
-    return _at(_one_hot_attention(attend, capture.pool_BLF, key_BKLD), capture.query_BN)
+    return _at(one_hot_attention(attend, capture.pool_BLF, key_BKLD), capture.query_BN)
 
 
 @torch.no_grad()
-def _merged_capture(
+def capture_by_one_hot(
     qkv: tuple[Tensor, Tensor, Tensor], layout: PrefixLayout, scaling: float, capture: FrameCapture
 ) -> Tensor:
     """(G, N, F) of a packed group, one-hot: frames are in the prefix, so all segments have the same values."""
@@ -248,12 +248,12 @@ def _merged_capture(
     def attend(values_1TD: Tensor) -> Tensor:
         return segment_attention((query, key, values_1TD[:, None].expand_as(key)), layout, scaling)[0].transpose(1, 2)
 
-    mass_1nF = _one_hot_attention(attend, pool_1TF, key)
+    mass_1nF = one_hot_attention(attend, pool_1TF, key)
     return _at(mass_1nF[0][layout.index_GN - layout.prefix], capture.query_BN)
 
 
 @torch.no_grad()
-def _copied_capture(
+def capture_by_scores(
     qkv: tuple[Tensor, Tensor, Tensor],
     layout: PrefixLayout,
     scaling: float,
@@ -265,7 +265,7 @@ def _copied_capture(
     return _frame_attention(query_GAND, key_GKLD, layout.visible_11NL(window), scaling, window, capture)
 
 
-def _one_hot_attention(attend: Callable[[Tensor], Tensor], pool_BLF: Tensor, key: Tensor) -> Tensor:
+def one_hot_attention(attend: Callable[[Tensor], Tensor], pool_BLF: Tensor, key: Tensor) -> Tensor:
     """float32 (B, Q, F), averaged over heads: ``attend`` makes (B, Q, A, D) of values (B, L, D), as wide as keys."""
     parts, D, precision = [], key.shape[-1], torch.promote_types(key.dtype, torch.float32)
     for pool_BLf in torch.split(pool_BLF, D, dim=-1):
