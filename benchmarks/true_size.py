@@ -83,7 +83,7 @@ class Group(GroupUpdate):
         return super()._loss(log_probs, advantages)
 
 
-def calls_of(part: str, group: Group) -> dict[str, list[Callable[[], Any]]]:
+def calls_of(part: str, group: Group, rows: int) -> dict[str, list[Callable[[], Any]]]:
     """What a part measures, in order."""
     once, G = {"vision": [group.encode]}, len(group.responses)
     calls: dict[str, dict[str, list[Callable[[], Any]]]] = {
@@ -95,7 +95,7 @@ def calls_of(part: str, group: Group) -> dict[str, list[Callable[[], Any]]]:
             "update": [partial(group.packed, grad=True)],
         },
         "inside": {**once, "update+capture+weights": [group.weighted]},
-        "rows": {"update": [partial(group.row, number) for number in range(G)]},
+        "rows": {"update": [partial(group.row, number) for number in range(rows)]},
         "generate-once": {**once, "generate": [group.generate_once_read]},
         "generate-copies": {"generate": [partial(group.generate, "sdpa", rows_per_call=G)]},
     }
@@ -113,17 +113,22 @@ def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     group = Group(model, cell, "cpu", args.seed)
     group.model.zero_grad = lambda **_: None
-    times, peaks = {}, {}
-    for name, calls in calls_of(part, group).items():
+    times, peaks, rows = {}, {}, args.rows or args.group
+    for name, calls in calls_of(part, group, rows).items():
         harness.reset_high_water_mark()
         timed = harness.Timed(lambda: None)
         for timed.call in calls:
             timed.measure("cpu")
             print(f"{part}/{name}: {timed.processor_seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-        times[name] = {"seconds": sum(timed.seconds), "processor_seconds": sum(timed.processor_seconds)}
+        scale = args.group / rows if part == "rows" else 1
+        times[name] = {
+            "seconds": scale * sum(timed.seconds),
+            "processor_seconds": scale * sum(timed.processor_seconds),
+            "calls": len(calls),
+        }
         peaks[name] = harness.high_water_mark() - libraries
     found = {"times": times, "peak_bytes": peaks, "load_average": list(os.getloadavg())}
-    if group.log_prob_sum:  # as text: the JSON rounds numbers
+    if group.log_prob_sum and rows == args.group:  # as text: the JSON rounds numbers
         found["mean_log_prob"] = str(group.log_prob_sum / (args.group * args.tokens))
         found["gradient"] = fingerprint(group.model)
     return found | {"crucial_frames": group.crucial_frames}
@@ -185,8 +190,8 @@ def summary(parts: dict[str, Any], planned: dict[str, int]) -> dict[str, dict[st
     found["predicted:measured peak"] = {
         name: planned[phase] / peak[name] for phase, name in pairs.items() if name in peak
     }
-    if {"packed", "rows"} <= parts.keys():
-        one, other = parts["rows"], parts["packed"]
+    one, other = ({"gradient": None} | parts.get(part, {}) for part in ("rows", "packed"))
+    if one["gradient"] and other["gradient"]:
         found["packed against rows"] = {
             "gradient, relative distance": gradient_distance(one["gradient"], other["gradient"]),
             "mean log-probability": abs(float(one["mean_log_prob"]) - float(other["mean_log_prob"])),
@@ -241,6 +246,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="N")
     parser.add_argument("--group", type=int, default=8, help="G")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each response where it is generated")
+    parser.add_argument("--rows", type=int, default=0, help="rows measured, their mean taken for the others; 0: all G")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help="no fresh processes (peak memory is less exact)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
