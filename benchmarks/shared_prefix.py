@@ -215,9 +215,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     if not find_spec("prefix_grouper"):
         print(f"{PUBLISHED} is not installed: its column is left out", file=sys.stderr)
-    result = harness.provenance(args, argv) | {"cells": [measure(cell, args) for cell in cells]}
+    result = harness.provenance(args, argv) | {"cells": []}
     result["versions"][PUBLISHED] = harness.version(PUBLISHED)
-    harness.write_json(args.output, result)
+    for cell in cells:
+        result["cells"].append(measure(cell, args))
+        harness.write_json(args.output, result)
     show(result["cells"])
     return result
 
