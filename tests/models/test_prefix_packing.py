@@ -66,6 +66,8 @@ def assert_equal_scores(packed, rows, tolerance):
     pairs |= {name: (one_grads[name], two_grads[name]) for name in two_grads}
     for name, (a, b) in pairs.items():
         assert a.shape == b.shape
+        if "vision_model" in name and name.endswith("k_proj.bias"):
+            continue  # without rotary positions it moves all scores of a query alike: its gradient is rounding alone
         # transformers rotates vision queries and keys in float32 whatever the model's dtype: one copy of the video
         # rounds once, G copies round G times.
         allowed = max(tolerance, 1e-6) if "visual" in name else tolerance

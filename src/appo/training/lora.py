@@ -12,7 +12,7 @@ from appo.training.setting_rules import setting
 
 # The language model's linear layers. All of them, not PEFT's two of four: QLoRA (arXiv 2305.14314) sec. 4. The vision
 # tower stays as it is, as in APPO sec. 4; neither is the head adapted, which TRL multiplies with by itself.
-LANGUAGE_LAYERS = r".*(language|text)_model.*\.((q|k|v|o|gate|up|gate_up|down|out)_proj|in_proj_\w+)"
+LANGUAGE_LAYERS = r".*(language|text)_model.*(_proj|in_proj_\w+|_projection|_gate)"
 # What is never quantized: the tower that sees, what follows it, and the head.
 _PRECISE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 

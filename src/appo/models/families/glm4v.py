@@ -26,8 +26,10 @@ class Glm4V(Qwen2VL):
 
     def token_types(self, ids: Tensor) -> Tensor:
         """int64: 0 text, 1 image, 2 video: an image between the marks of a video."""
-        starts, ends = ids == self.config.video_start_token_id, ids == self.config.video_end_token_id
-        return (ids == self.config.image_token_id) * (1 + (starts.cumsum(-1) > ends.cumsum(-1)).long())
+        starts = torch.eq(ids, self.config.video_start_token_id)
+        ends = torch.eq(ids, self.config.video_end_token_id)
+        inside = starts.cumsum(-1) > ends.cumsum(-1)
+        return torch.eq(ids, self.config.image_token_id) * (1 + inside.long())
 
     def spans(self, prompt: Prompt) -> FrameSpans:
         """Which input positions are which video frame: frames are runs of image placeholders, as many as the grid says.

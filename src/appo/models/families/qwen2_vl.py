@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from itertools import groupby
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ _RULE = "get_rope_index"
 class Qwen2VL(Family):
     """Qwen2-VL, and what Qwen2.5-VL and Qwen3-VL have in common with it."""
 
-    model_types = ("qwen2_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     vllm = True
 
     def prepare(self) -> None:
