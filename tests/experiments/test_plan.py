@@ -14,6 +14,7 @@ import pytest
 from appo.cli.main import main
 from appo.experiments.plan.architecture import PUBLISHED, VideoShape, read_architecture
 from appo.experiments.plan.memory import (
+    CACHE_ROOM,
     CAPTURE_BUDGET,
     CPU,
     LOGIT_ROWS,
@@ -28,6 +29,7 @@ from appo.experiments.plan.phases import cache_bytes, features_bytes, kept_bytes
 from appo.experiments.plan.planning import Plan, add_flags, effects, plan_of, remedies, render, settings_of
 from appo.models import frame_attention as attention
 from appo.models import log_probs as scoring
+from appo.models import prompt_cache
 from appo.models.names import policy_path
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +83,7 @@ def test_adapters_leave_the_model_without_gradients() -> None:
 
 def test_the_cache_is_keys_and_values_of_every_token() -> None:
     run = replace(RUN, dtype="bf16")
-    assert cache_bytes(run) == 16 * 8 * (512 + 100 + 384) * 36 * 2 * 256 * 2
+    assert cache_bytes(run) == (16 * (512 + 100) + 16 * 8 * 512) * 36 * 2 * 256 * 2, "384 tokens in a buffer of 512"
     assert cache_bytes(RUN) == cache_bytes(run) * 3 // 2, "autocast leaves keys in float32"
     assert features_bytes(run) == 16 * 512 * 2048 * 2
 
@@ -105,6 +107,7 @@ def test_merged_attention_saves_the_copies_of_the_prompt() -> None:
 
 def test_what_is_named_twice_is_the_same() -> None:
     assert (LOGIT_ROWS, CAPTURE_BUDGET) == (scoring.LOGIT_ROWS, attention.CAPTURE_BUDGET)
+    assert CACHE_ROOM == prompt_cache.ROOM
     import trl.trainer.utils
     from trl.kernels import chunked_logprob
 

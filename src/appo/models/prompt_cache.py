@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from appo.models.frame_attention import full_precision
 
 _NAME = "appo_prompt_cache"
-_ROOM = 32  # tokens of the first buffer; it doubles when it is full
+ROOM = 32  # tokens of the first buffer; it doubles when it is full
 _cache: ContextVar[Cache] = ContextVar(_NAME)
 
 
@@ -47,7 +47,7 @@ class PromptLayer(DynamicLayer):
         """Append one token, (B, K, 1, D) each, to ``keys`` and ``values``, (Q, K, G, N or more, D); returns it."""
         new = [torch.unflatten(x, 0, (-1, self.responses)).transpose(1, 2) for x in (key_states, value_states)]
         if self.keys is None:
-            self.keys, self.values = (torch.empty_like(x).repeat(1, 1, 1, _ROOM, 1) for x in new)
+            self.keys, self.values = (torch.empty_like(x).repeat(1, 1, 1, ROOM, 1) for x in new)
             self.is_initialized = True
         elif self.tokens == self.keys.shape[3]:
             self.keys, self.values = (torch.cat([x, torch.empty_like(x)], dim=3) for x in (self.keys, self.values))

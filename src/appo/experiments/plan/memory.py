@@ -16,9 +16,10 @@ from functools import cached_property
 from appo.experiments.plan.architecture import Architecture, VideoShape
 
 FP32 = 4
-# Of appo.models.log_probs and appo.models.frame_attention; a test compares them (this module loads no torch).
+# Of appo.models.log_probs, frame_attention and prompt_cache; a test compares them (this module loads no torch).
 LOGIT_ROWS = 512
 CAPTURE_BUDGET = 16 * 2**20
+CACHE_ROOM = 32
 # Rows of TRL's fused head at once.
 HEAD_ROWS = 4096
 

@@ -5,9 +5,11 @@ Letters as in `appo.experiments.plan.memory`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from appo.experiments.plan.memory import (
+    CACHE_ROOM,
     CAPTURE_BUDGET,
     FP32,
     HEAD_ROWS,
@@ -92,10 +94,14 @@ def generate_parts(run: Run) -> Parts:
 
 
 def cache_bytes(run: Run) -> int:
-    """Keys and values of all responses, the prompt's copied to each; autocast leaves keys in float32."""
-    a, n = run.architecture, run.numbers
+    """Keys and values of each prompt, and of all responses in buffers that double when they are full; flash attention 2
+    copies the prompt's to each response. Autocast leaves keys in float32."""
+    a, n, N = run.architecture, run.numbers, run.max_completion_length
     per_token = a.layers * a.kv_width * (n.activation + (FP32 if n.cast else n.activation))
-    return run.rows * (run.prompt + run.max_completion_length) * per_token
+    if run.kernels.attention != "sdpa":
+        return run.rows * (run.prompt + N) * per_token
+    buffer = CACHE_ROOM << max(0, math.ceil(math.log2(N / CACHE_ROOM)))
+    return (run.prompts_per_gpu * run.prompt + run.rows * buffer) * per_token
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
