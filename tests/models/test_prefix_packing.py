@@ -18,6 +18,7 @@ from appo.models.log_probs import score_group
 from appo.models.prefix_packing import group_rows, pack_group
 from tests.support.tiny import (
     ARCHITECTURES,
+    BY_RUNS,
     TIMESTAMPED,
     PromptShape,
     in_double,
@@ -34,8 +35,8 @@ prompt_shapes = st.builds(
     images=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=1).map(tuple),
     text=st.integers(1, 6),
 )
-# All layers attend, or half of them are linear attention.
-KINDS = {"qwen2_5_vl": PromptShape(), "qwen3_5": PromptShape(timestamps=True)}
+# All layers attend, or half of them are linear attention; positions are ordinary, layers have windows or shared keys.
+KINDS = {"qwen2_5_vl": PromptShape(), "qwen3_5": PromptShape(timestamps=True)} | dict.fromkeys(BY_RUNS, PromptShape())
 
 
 def score_both_ways(model, prompt, responses, *, rows_per_chunk=0, **kwargs):
@@ -137,7 +138,9 @@ def test_an_empty_response_takes_no_position():
 @pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant, architecture):
-    prompt, responses = in_double(random_prompt(KINDS[architecture])), random_responses([3, 5])
+    if reentrant and architecture == "gemma4":
+        pytest.skip("transformers itself loses gradients of shared keys: refused by the trainer")
+    prompt, responses = in_double(random_prompt(KINDS[architecture], 0, architecture)), random_responses([3, 5])
     plain = score_both_ways(tiny_model(dtype=torch.float64, architecture=architecture), prompt, responses)[0]
     model = tiny_model(dtype=torch.float64, architecture=architecture)
     model.train()
@@ -149,7 +152,7 @@ def test_gradient_checkpointing_recomputes_through_the_same_layout(reentrant, ar
 
 @pytest.mark.parametrize("architecture", KINDS)
 def test_bfloat16_autocast_packs_within_its_rounding(architecture):
-    prompt, responses = random_prompt(KINDS[architecture]), random_responses([3, 5])
+    prompt, responses = random_prompt(KINDS[architecture], 0, architecture), random_responses([3, 5])
     model = tiny_model(architecture=architecture)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         packed = score_group(model, prompt, responses)
@@ -226,10 +229,11 @@ def test_chunks_hold_less_for_the_backward_pass():
 def test_lora_adapters_train_alike(reentrant, architecture):
     """Packed and as rows, through PEFT's wrapper, with gradient checkpointing."""
     peft = pytest.importorskip("peft")
-    prompt, responses = in_double(random_prompt(KINDS[architecture])), random_responses([3, 5])
+    prompt, responses = in_double(random_prompt(KINDS[architecture], 0, architecture)), random_responses([3, 5])
     linear = ["in_proj_qkv", "in_proj_a", "out_proj"] if architecture == "qwen3_5" else []
     targets = ["q_proj", "v_proj", "down_proj", *linear]
-    config = peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    tower = r".*vision_tower.*" if architecture == "gemma4" else None  # of layers that PEFT does not know
+    config = peft.LoraConfig(target_modules=targets, exclude_modules=tower, r=2, init_lora_weights=False)
     torch.manual_seed(0)
     model = peft.get_peft_model(tiny_model(dtype=torch.float64, architecture=architecture), config).double()
     if not reentrant:

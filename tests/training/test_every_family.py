@@ -103,6 +103,14 @@ def test_a_family_learns_from_written_answers(tmp_path: Path, questions: list[Vi
     assert logged(trainer, "grad_norm")[0] > 0
 
 
+def test_what_would_lose_gradients_is_refused(tmp_path: Path, questions: list[VideoQA]) -> None:
+    model, processor = family_model("gemma4")
+    recomputing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    args = APPOConfig(str(tmp_path), **FAST | recomputing)
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs: with use_reentrant .*: set it to false$"):
+        APPOTrainer(model, accuracy_reward, args, train_dataset=rows_of(questions), processing_class=processor)
+
+
 def test_vllm_is_refused_before_it_is_started(tmp_path: Path, questions: list[VideoQA]) -> None:
     model, processor = family_model("internvl")
     args = APPOConfig(str(tmp_path), **FAST, use_vllm=True)

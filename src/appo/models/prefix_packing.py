@@ -47,7 +47,7 @@ def pack_group(model: Any, prompt: Prompt, responses: Sequence[Tensor]) -> Packe
     family = family_of(model)
     if not family.packs:
         raise ValueError(
-            f"this {family.config.model_type} model has layers that no group can be packed behind one prompt for: set "
+            f"{family.config.model_type} models like this one cannot have a group packed behind one prompt: set "
             "shared_prefix to false to run ordinary rows"
         )
     ids_1P = prompt.ids_1P

@@ -142,6 +142,12 @@ class APPOTrainer(FaultTolerantTrainer):
         # TRL loads the reference from where the policy's configuration came from; it may have been trained since.
         if self.ref_model is not None and not loaded_here:
             copy_weights(self.base_model, self.ref_model)
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if reentrant and getattr(self.base_model.config.get_text_config(), "num_kv_shared_layers", 0):
+            raise ValueError(
+                "gradient_checkpointing_kwargs: with use_reentrant transformers loses gradients of layers that share "
+                "their keys: set it to false"
+            )
         for model in filter(None, (self.model, self.ref_model)):
             base = unwrap(self.accelerator.unwrap_model(model))  # with the positions of pre-training
             if args.shared_prefix and self._is_vlm:
