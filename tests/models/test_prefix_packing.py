@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+from appo.models.families import use_pretrained_positions
 from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import score_group
 from appo.models.prefix_packing import group_rows, pack_group
@@ -258,6 +260,17 @@ def test_an_attention_function_that_ignores_the_layout_is_noticed():
         use_appo_attention(model)
         model.model(**packed.inputs)
     packed.layout.assert_kept()
+
+
+def test_a_copy_of_a_model_packs_by_itself():
+    """The forward that layers of linear attention are given is of the copy, not of the model it was copied from."""
+    model = use_pretrained_positions(tiny_model(architecture="qwen3_5", dtype=torch.float64))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    prompt, responses = in_double(random_prompt(KINDS["qwen3_5"])), random_responses([2, 3])
+    assert_equal_scores(*score_both_ways(twin, prompt, responses), 1e-9)
 
 
 def test_layers_of_linear_attention_that_ignore_the_layout_are_noticed():
