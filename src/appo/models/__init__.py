@@ -2,8 +2,9 @@
 
 What differs between model families is one class a family (`families`). `score_group` scores a prompt's responses in one
 forward pass: packed behind the prompt (`prefix_packing`), with the attention of their tokens to each video frame
-(`frame_attention`, `frame_tokens`). Beside it: checkpoints and adapters (`loading`, `names`), parameters and
-vision towers on several processes (`sharding`, `vision_tower`).
+(`frame_attention`, `frame_tokens`). They are sampled behind one copy of the prompt's keys (`prompt_cache`). Beside it:
+checkpoints and adapters (`loading`, `names`), parameters and vision towers on several processes (`sharding`,
+`vision_tower`).
 """
 
 import lazy_loader
