@@ -49,7 +49,7 @@ from appo.models.families import family_of, use_pretrained_positions
 from appo.models.prompt import Prompt
 from appo.rewards.templates import build_messages
 from appo.rollout.timers import Stopwatch
-from appo.training.model_calls import RowsModel
+from appo.training.update import RowsModel
 from appo.world import generate, load_policy
 
 WAYS = ("appo", "grpo", "rows", "carried", "stock")

@@ -9,7 +9,7 @@ head in every column:
 
 stock      what TRL's loss would run if it carried the video: G rows of prompt + response, pixels G times, SDPA
 published  eager attention; `generate` and `forward` also return every layer's attention (output_attentions)
-ours       the group packed behind one prompt (appo.training.model_calls.PackedModel), pixels once
+ours       the group packed behind one prompt (appo.training.update.PackedModel), pixels once
 capture    ours, with attention to frames captured in 3 layers and token weights between forward and backward (APPO)
 scored     the same where the loss reads old log-probabilities: a scoring pass with capture, weights, then the update
 

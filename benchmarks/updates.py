@@ -25,8 +25,7 @@ from appo.models.frame_attention import use_appo_attention
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prefix_packing import IGNORED, group_rows
 from appo.rollout.generation import respond
-from appo.training.model_calls import PackedModel
-from appo.training.update_scoring import group_scores
+from appo.training.update import PackedModel, group_scores
 
 CAPTURE_LAYERS = 3
 PHASES = ("generate", "forward", "update")

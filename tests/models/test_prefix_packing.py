@@ -194,7 +194,7 @@ def test_chunks_hold_less_for_the_backward_pass():
     """Bytes autograd saves for a packed group's update, whole and in chunks of one response."""
     from types import SimpleNamespace
 
-    from appo.training.model_calls import PackedModel
+    from appo.training.update import PackedModel
 
     prompt, responses = random_prompt(PromptShape()), random_responses([24] * 8)
     model = tiny_model()

@@ -12,7 +12,7 @@ from appo.models.families import use_pretrained_positions
 from appo.models.prompt_cache import PromptLayer, repeated_prompts
 from appo.rollout.generation import respond
 from tests.models.conformance import row_of
-from tests.support.tiny import ARCHITECTURES, PromptShape, in_double, random_prompt, tiny_model
+from tests.support.tiny import PromptShape, in_double, random_prompt, tiny_model
 
 RESPONSES, TOKENS = 3, 40  # more tokens than the first buffer holds
 
@@ -42,7 +42,8 @@ def sampled_with_logits(model, prompts, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kv_heads"), [*((name, 2) for name in ARCHITECTURES), ("qwen2_5_vl", 1), ("qwen2_5_vl", 4)]
+    ("architecture", "kv_heads"),
+    [("qwen2_vl", 2), ("qwen2_5_vl", 2), ("qwen3_vl", 2), ("qwen2_5_vl", 1), ("qwen2_5_vl", 4)],
 )
 def test_logits_are_those_of_rows_without_a_cache(architecture, kv_heads, monkeypatch):
     model = tiny_model(architecture=architecture, kv_heads=kv_heads, dtype=torch.float64)

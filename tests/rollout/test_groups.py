@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from appo.models.prompt import Prompt
 from appo.rollout.dynamic_sampling import FreshRows, TotalReward, is_flat, replace_flat
 from appo.rollout.timers import Stopwatch
-from appo.training.model_calls import RowsModel
 from appo.training.trl_batch import batch_weights, by_group, by_row
+from appo.training.update import RowsModel
 from appo.types import Group, PerceptionWeights, Sample, VideoQA
 from tests.support.tiny import IMAGE, VIDEO, tiny_model
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from appo import APPOConfig
-from appo.training import setting_names
+from appo.training import setting_rules
 from appo.training.arguments import OneLineParser, TrainScript
-from appo.training.setting_names import meant, setting_flags
+from appo.training.setting_rules import meant, setting_flags
 
 
 def test_the_flags_read_from_source_are_those_of_the_parser():
@@ -30,9 +30,9 @@ def test_the_flags_read_from_source_are_those_of_the_parser():
 )
 def test_source_that_is_not_as_it_was_is_not_trusted(monkeypatch, place, other):
     """Then the names are left to the parser: slower, but no setting is refused that there is."""
-    classes = list(setting_names._CLASSES)
+    classes = list(setting_rules._CLASSES)
     classes[place] = other
-    monkeypatch.setattr(setting_names, "_CLASSES", tuple(classes))
+    monkeypatch.setattr(setting_rules, "_CLASSES", tuple(classes))
     assert setting_flags() is None
 
 

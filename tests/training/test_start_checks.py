@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appo.cli.main import main
-from appo.training import setting_names
+from appo.training import setting_rules
 from appo.training.start_checks import check_start
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "spotlight.yaml")
@@ -152,7 +152,7 @@ def test_the_run_folder_is_the_first_process_s_affair(here, monkeypatch):
 
 
 def test_unknown_names_are_left_to_the_parser_where_the_source_is_not_known(here, monkeypatch):
-    monkeypatch.setattr(setting_names, "_CLASSES", (("no_such_package", "x.py", "X", None),))
+    monkeypatch.setattr(setting_rules, "_CLASSES", (("no_such_package", "x.py", "X", None),))
     check_start(["--of_another_version", "1"], RECIPE)
     with pytest.raises(ValueError, match="max_weight must be"):
         check_start(["--max-weight", "0"], RECIPE)

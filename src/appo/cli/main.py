@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from appo.cli import compare, data, demo, eval, plan, replay, spotlight, study, train
-from appo.training.setting_names import meant
+from appo.training.setting_rules import meant
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo, "train": train, "eval": eval, "spotlight": spotlight,

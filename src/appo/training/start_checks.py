@@ -20,8 +20,7 @@ from appo.models.names import SPOTLIGHT, checkpoint_of
 from appo.reports.jsonl import check_unused
 from appo.rewards.functions import PAPER_REWARDS, reward_functions
 from appo.training.atomic_checkpoint import LAST, resumable
-from appo.training.setting_names import meant, setting_flags
-from appo.training.setting_rules import check_texts
+from appo.training.setting_rules import check_texts, meant, setting_flags
 from appo.world.world import dials_of
 
 # Two real steps of a few short responses on one core; a flag of the command line wins.

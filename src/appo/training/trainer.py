@@ -37,10 +37,9 @@ from appo.rollout.token_weights import Weigher
 from appo.rollout.vllm.colocate import VideoEngine, check_family
 from appo.training.config import APPOConfig, arguments_of, check_groups, with_overlong_punishment
 from appo.training.fault_tolerance import PICTURE_COLUMNS, FaultTolerantTrainer
-from appo.training.model_calls import PackedModel, RowsModel
 from appo.training.trl_batch import UNWEIGHED, BatchMaker, by_group, by_row
 from appo.training.trl_engine import TRLEngine
-from appo.training.update_scoring import UpdateScoring, scores_first
+from appo.training.update import PackedModel, RowsModel, UpdateScoring, scores_first
 from appo.training.vision_check import assert_vision
 from appo.types import STEP_PARTS, Group
 from appo.video.decode_worker import Decoder

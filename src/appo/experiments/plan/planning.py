@@ -155,7 +155,7 @@ def settings_of(path: str) -> dict[str, Any]:
 
 
 def _scores_first(config: dict[str, Any]) -> bool:
-    """Whether groups are scored before the update: the rules of `appo.training.update_scoring`, by the file alone."""
+    """Whether groups are scored before the update: the rules of `appo.training.update`, by the file alone."""
     accumulation, iterations = config.get("gradient_accumulation_steps", 1), config.get("num_iterations", 1)
     updates = config.get("steps_per_generation", accumulation) * iterations
     switches = ("use_vllm", "normalize_weights", "mask_truncated_completions")
