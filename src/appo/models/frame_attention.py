@@ -213,8 +213,11 @@ def _additive_dtype(base: str, query: Tensor) -> torch.dtype | None:
 
 # -- the capture ---------------------------------------------------------------------------------------------------
 #
-# Two ways (`benchmarks/capture_cost.py`). One-hot: the kernel attends once more with V := one-hot(frame), so that its
-# output is the attention to each frame. Scores: softmax of Q K^T in float32, for the response's queries alone.
+# Two ways, measured by `benchmarks/capture_cost.py`. One-hot: the kernel attends once more with V := one-hot(frame), so
+# that its output is the attention to each frame. Scores: softmax of Q K^T in float32, for the response's queries alone.
+# Where prefix and segments are merged, one-hot needs no copy of a key and no score in memory, and is faster in every
+# type. A kernel that takes a mask would copy keys per query head for it, and rows would attend with all their queries:
+# they keep to scores, unless the kernel hides what it masks (flex).
 
 
 @torch.no_grad()
