@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from appo.method.perception import TILE_ROWS, token_weights
 from appo.models.families import family_of
-from appo.models.frame_attention import _visible_keys, capture_frame_attention
+from appo.models.frame_attention import FrameCapture, _visible_keys, _wrapped, capture_frame_attention
 from appo.models.log_probs import log_probs_at, score_group
 from appo.models.prefix_packing import group_rows
 from tests.support.tiny import VOCAB, PromptShape, in_double, random_prompt, random_responses
@@ -342,3 +343,12 @@ def test_bad_groups_are_refused(change, message):
     arguments = {"responses": random_responses([2]), "temperature": 1.0} | change
     with pytest.raises(ValueError, match=message):
         score_group(tiny_model(), random_prompt(PromptShape()), **arguments)
+
+
+@pytest.mark.parametrize("name", ["s_aux", "softcap"])
+def test_layers_whose_softmax_has_more_than_keys_are_not_captured_wrongly(name):
+    """Sinks take part in the softmax, a softcap bends its scores: neither is in what the capture computes."""
+    layer, qkv = SimpleNamespace(layer_idx=0), [torch.randn(1, 2, 3, 4) for _ in range(3)]
+    capture = FrameCapture(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 3, 1), frozenset({0}))
+    with pytest.raises(ValueError, match=f"cannot be captured in layers with {name}: set method to dapo"):
+        _wrapped("sdpa")(layer, *qkv, None, frame_capture=capture, **{name: torch.ones(2)})

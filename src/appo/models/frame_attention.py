@@ -29,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from appo.models.families import family_of
 from appo.models.frame_tokens import frame_pool
 from appo.models.prefix_attention import (
+    UNKNOWN,
     PrefixLayout,
     additive,
     causal,
@@ -180,6 +181,8 @@ def _wrapped(base: str) -> Callable[..., Any]:
         scaling, window = kwargs.get("scaling") or query_BALD.shape[-1] ** -0.5, kwargs.get("sliding_window")
         # Once: gradient checkpointing comes by a second time.
         capture = frame_capture if frame_capture is not None and frame_capture.lacks(layer) else None
+        if capture is not None and (unknown := [name for name in UNKNOWN if kwargs.get(name) is not None]):
+            raise ValueError(f"frame attention cannot be captured in layers with {unknown[0]}: set method to dapo")
         if prefix_layout is None:
             if capture is not None:
                 capture.captured[layer] = _rows_capture(kernel, qkv, attention_mask, scaling, window, capture)

@@ -178,7 +178,7 @@ class WholeCheckpoints(CardWriter):
             "loss": self._tr_loss.detach().cpu(),
             "loss_of_logged_steps": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
-            "first_step": self._initial_global_step,
+            "first_step": getattr(self, "_initial_global_step", 0),  # transformers 5.17 has none
             "seconds": self._seconds_before + time.time() - self._began,
             # TRL's trainers: what is averaged at the next log, and the tokens so far where transformers does not count.
             "metrics": self._metrics["train"],
