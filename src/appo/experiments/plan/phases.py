@@ -130,9 +130,13 @@ def _scores_bytes(run: Run) -> int:
 
 
 def capture_bytes(run: Run) -> int:
-    """Probabilities of a chunk of queries, before and after the softmax, and keys in float32."""
+    """Outputs of one-hot values in both calls and merged (float32 in places: six of them, measured by
+    `benchmarks/capture_cost.py`); of flash attention 2, probabilities of a chunk of queries, before and after the
+    softmax, and keys in float32."""
     if not run.capture_layers:
         return 0
+    if run.kernels.attention == "sdpa":
+        return 6 * run.response_tokens_at_once * run.architecture.hidden * FP32
     a, G, L = run.architecture, run.responses_at_once, run.keys
     chunk = max(1, CAPTURE_BUDGET // (G * a.heads * L))
     probabilities = min(chunk, run.max_completion_length) * G * a.heads * L * FP32
