@@ -1,7 +1,6 @@
 """One group's update at true size on a CPU: Qwen2.5-VL-3B, LoRA and checkpointing, packed and as ordinary rows.
 
     nohup python benchmarks/true_size.py --threads 2 &      # an hour on two CPU cores, 19 GB of free memory
-    python benchmarks/true_size.py --parts packed inside    # some of it
 
 The model has its published configuration (3.75 billion parameters, 151 936 words) and random weights in float32;
 adapters are those of recipes/seed-bench-r1-3b-lora.yaml. A group is a video of 16 sampled frames, 64 tokens each two of
@@ -70,11 +69,15 @@ class Group(GroupUpdate):
         self.crucial_frames = int(weights.crucial_F.sum())
         return weights
 
+    def part(self, rows: slice) -> Group:
+        """The group of some of its responses."""
+        one = copy.copy(self)
+        one.responses, one.advantages_G = self.responses[rows], self.advantages_G[rows]
+        return one
+
     def row(self, number: int) -> None:
         """One response's micro-batch of one row, with the pixels."""
-        one = copy.copy(self)
-        one.responses = self.responses[number : number + 1]
-        one.advantages_G = self.advantages_G[number : number + 1]
+        one = self.part(slice(number, number + 1))
         one.rows("sdpa", grad=True, rows_per_call=1)
         self.log_prob_sum = one.log_prob_sum
 
@@ -85,7 +88,7 @@ class Group(GroupUpdate):
 
 def calls_of(part: str, group: Group, rows: int) -> dict[str, list[Callable[[], Any]]]:
     """What a part measures, in order."""
-    once, G = {"vision": [group.encode]}, len(group.responses)
+    once, copies = {"vision": [group.encode]}, group.part(slice(rows))
     calls: dict[str, dict[str, list[Callable[[], Any]]]] = {
         "packed": {
             **once,
@@ -97,7 +100,7 @@ def calls_of(part: str, group: Group, rows: int) -> dict[str, list[Callable[[], 
         "inside": {**once, "update+capture+weights": [group.weighted]},
         "rows": {"update": [partial(group.row, number) for number in range(rows)]},
         "generate-once": {**once, "generate": [group.generate_once_read]},
-        "generate-copies": {"generate": [partial(group.generate, "sdpa", rows_per_call=G)]},
+        "generate-copies": {"generate": [partial(copies.generate, "sdpa", rows_per_call=rows)]},
     }
     return calls[part]
 
@@ -120,12 +123,9 @@ def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
         for timed.call in calls:
             timed.measure("cpu")
             print(f"{part}/{name}: {timed.processor_seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-        scale = args.group / rows if part == "rows" else 1
-        times[name] = {
-            "seconds": scale * sum(timed.seconds),
-            "processor_seconds": scale * sum(timed.processor_seconds),
-            "calls": len(calls),
-        }
+        scale = args.group / rows if part in ("rows", "generate-copies") else 1
+        sums = {"seconds": sum(timed.seconds), "processor_seconds": sum(timed.processor_seconds)}
+        times[name] = {clock: scale * sum_ for clock, sum_ in sums.items()} | {"measured": 1 / scale}
         peaks[name] = harness.high_water_mark() - libraries
     found = {"times": times, "peak_bytes": peaks, "load_average": list(os.getloadavg())}
     if group.log_prob_sum and rows == args.group:  # as text: the JSON rounds numbers
@@ -246,7 +246,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="N")
     parser.add_argument("--group", type=int, default=8, help="G")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each response where it is generated")
-    parser.add_argument("--rows", type=int, default=0, help="rows measured, their mean taken for the others; 0: all G")
+    parser.add_argument(
+        "--rows", type=int, default=0, help="rows or copies measured, their mean taken for all; 0: all G"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help="no fresh processes (peak memory is less exact)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
