@@ -6,7 +6,7 @@
 Hidden states and the head are random; both columns start from the hidden states, as after a scoring pass:
 
 full       head and log-softmax over every token, a (G, N, V) tensor, then token_weights
-tiled      token_weights asks appo.models.log_probs.log_probs_at for the tokens it compares, at most 128 at a time
+tiled      token_weights asks appo.models.log_probs.HeadLogProbs for the tokens it compares, at most 128 at a time
 
 Shape suffixes: G responses, N response tokens, F frames, H hidden size, V vocabulary.
 """
@@ -22,14 +22,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from appo.method.perception import token_weights
-from appo.models.log_probs import log_probs_at
+from appo.models.log_probs import HeadLogProbs
 from appo.types import GroupScores, PerceptionWeights
 
 WAYS = ("full", "tiled")
@@ -45,7 +44,7 @@ class GroupScored:
         weight_VH = torch.randn(args.vocabulary, args.hidden, generator=generator) * args.hidden**-0.5
         head = nn.Linear(args.hidden, args.vocabulary, bias=False, device=args.device, dtype=dtype)
         head.weight = nn.Parameter(weight_VH.to(args.device, dtype), requires_grad=False)
-        self.model = SimpleNamespace(get_output_embeddings=lambda: head)
+        self.head = head
         self.hidden_GNH = torch.randn(G, N, args.hidden, generator=generator).to(args.device, dtype)
         # Each response prefers some frames, as trained policies do; uniform attention would make all of them crucial.
         liking_GF = torch.randn(G, 1, F, generator=generator) + torch.randn(1, 1, F, generator=generator)
@@ -61,14 +60,15 @@ class GroupScored:
         """From a (G, N, V) tensor."""
         G, N, _ = self.hidden_GNH.shape
         with torch.no_grad():
-            logits_GNV = self.model.get_output_embeddings()(self.hidden_GNH).float()
+            logits_GNV = self.head(self.hidden_GNH).float()
             log_probs_GNV = torch.log_softmax(logits_GNV, dim=-1)
         assert log_probs_GNV.shape[:2] == (G, N)
         return token_weights(self.attn_GNF, self.mask_GN, self.rewards_G, log_probs_GNV)
 
     def tiled(self) -> PerceptionWeights:
         """The trainer's way."""
-        return token_weights(self.attn_GNF, self.mask_GN, self.rewards_G, log_probs_at(self.model, self.scores))
+        log_probs = HeadLogProbs(self.head, self.hidden_GNH, self.scores.log_normalizer_GN, temperature=1.0)
+        return token_weights(self.attn_GNF, self.mask_GN, self.rewards_G, log_probs)
 
 
 def measure(response: int, args: argparse.Namespace) -> dict[str, Any]:
