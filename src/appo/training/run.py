@@ -127,7 +127,7 @@ def set_pixels(processor: Any, script: TrainScript) -> None:
 def _set_size(processor: Any, least: int | None, most: int | None, name: str) -> None:
     if least is None and most is None:
         return
-    if not {"shortest_edge", "longest_edge"} <= set(processor.size or ()):
+    if not all(name in (processor.size or {}) for name in ("shortest_edge", "longest_edge")):
         raise ValueError(f"{type(processor).__name__} has one size: leave {name}_max_pixels and {name}_min_pixels out")
     least = processor.size["shortest_edge"] if least is None else least
     most = processor.size["longest_edge"] if most is None else most
