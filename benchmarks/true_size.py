@@ -188,7 +188,7 @@ def summary(parts: dict[str, Any], planned: dict[str, int]) -> dict[str, dict[st
     peak = {f"{part}/{name}": size for part, one in parts.items() for name, size in one["peak_bytes"].items()}
     pairs = {"score": "packed/score+capture", "update": "packed/update", "inside": "inside/update+capture+weights"}
     found["predicted:measured peak"] = {
-        name: planned[phase] / peak[name] for phase, name in pairs.items() if name in peak
+        name: planned[phase] / peak[name] for phase, name in pairs.items() if peak.get(name)
     }
     one, other = ({"gradient": None} | parts.get(part, {}) for part in ("rows", "packed"))
     if one["gradient"] and other["gradient"]:
